@@ -1,0 +1,282 @@
+"""The routes of events: append, and the ways to read. How a request is understood; no rule of the store."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from eventstore.app import Store
+from eventstore.clock import parse_time_us, to_iso
+from eventstore.errors import InputError, TooLargeError
+from eventstore.hot.append import AppendRequest, AppendResult
+from eventstore.hot.group import GroupCommitter
+from eventstore.intake.json import parse_array_or_object, parse_lines
+from eventstore.model.query import PAGE_LIMIT_MAX, EventFilter, Order, decode_cursor, encode_cursor
+from eventstore.query.reader import Page
+from eventstore.query.render import event_views, format_uuid
+from eventstore.query.stats import log_stats
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/tenants/{tenant}")
+
+_ENCODER = msgspec.json.Encoder()
+_INLINE_BYTES_MAX = 16_384
+_DESCRIPTION_422 = "An event breaks a rule; `field` and `index` or `line` say where. Nothing was stored."
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(_ENCODER.encode(value), status, media_type="application/json")
+
+
+class _Stored(msgspec.Struct):
+    seq: int
+    event_id: str
+
+
+class _Appended(msgspec.Struct):
+    first_seq: int | None
+    last_seq: int | None
+    count: int
+    duplicates: int
+    events: list[_Stored] | msgspec.UnsetType = msgspec.UNSET
+
+
+@router.post(
+    "/events",
+    status_code=201,
+    summary="Append events, all or nothing",
+    responses={
+        404: {"description": "No such tenant"},
+        409: {"description": "An expected_version does not hold"},
+        413: {"description": "The body or a value is too large"},
+        415: {"description": "Another media type"},
+        422: {"description": _DESCRIPTION_422},
+        503: {"description": "Too much is waiting; send it again"},
+    },
+)
+async def append(tenant: str, request: Request, events: bool = True) -> Response:
+    """Takes one event (a JSON object), many (an array) or a stream (application/x-ndjson).
+
+    Answered once the events are durable. `events=false` leaves out the list of seq and event_id.
+    """
+    store: Store = request.app.state.store
+    body = await _read_body(request, store.settings.body_bytes_max)
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    parse = partial(_parse, media_type, body, store.settings.value_bytes_max)
+    # Small bodies are parsed in less time than it takes to hand them to a thread.
+    appending = parse() if len(body) <= _INLINE_BYTES_MAX else await run_in_threadpool(parse)
+    committer: GroupCommitter = request.app.state.committer
+    result = await asyncio.wrap_future(committer.submit(tenant, appending))
+    return _json(_appended(result, events), 201)
+
+
+async def _read_body(request: Request, limit_bytes: int) -> bytes:
+    def refuse() -> TooLargeError:
+        return TooLargeError(
+            f"the body is larger than {limit_bytes} bytes",
+            limit_bytes=limit_bytes,
+            hint="send it in several requests",
+        )
+
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise refuse()
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit_bytes:
+            raise refuse()
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _parse(media_type: str, body: bytes, value_bytes_max: int) -> AppendRequest:
+    if media_type == "application/x-ndjson":
+        events, lines = parse_lines(body, value_bytes_max=value_bytes_max)
+        return AppendRequest(events, lines, len(body))
+    if media_type not in ("application/json", ""):
+        raise InputError(
+            f"the media type {media_type!r} is not taken",
+            hint="use application/json, or application/x-ndjson for a stream of lines",
+        )
+    return AppendRequest(parse_array_or_object(body, value_bytes_max=value_bytes_max), None, len(body))
+
+
+def _appended(result: AppendResult, with_events: bool) -> _Appended:
+    listed = [_Stored(s, format_uuid(i)) for s, i in zip(result.seqs, result.event_ids, strict=True)]
+    return _Appended(
+        result.first_seq,
+        result.last_seq,
+        result.count,
+        result.duplicates,
+        listed if with_events else msgspec.UNSET,
+    )
+
+
+def _time(name: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        # A '+' of an offset that was sent unescaped arrives as a blank.
+        return parse_time_us(text.replace(" ", "+") if "T" in text else text)
+    except InputError as e:
+        raise InputError(f"{name}: {e.message}", hint=e.hint) from e
+
+
+def event_filter(
+    entity_type: str | None = None,
+    entity_id: str | None = None,
+    actor: str | None = None,
+    action: str | None = None,
+    field: str | None = None,
+    source: str | None = None,
+    workspace_id: str | None = None,
+    recorded_from: Annotated[str | None, Query(description="RFC 3339, inclusive")] = None,
+    recorded_to: Annotated[str | None, Query(description="RFC 3339, exclusive")] = None,
+    occurred_from: Annotated[str | None, Query(description="RFC 3339, inclusive")] = None,
+    occurred_to: Annotated[str | None, Query(description="RFC 3339, exclusive")] = None,
+    seq_from: Annotated[int | None, Query(ge=0, lt=2**63, description="inclusive")] = None,
+    seq_to: Annotated[int | None, Query(ge=0, lt=2**63, description="inclusive")] = None,
+) -> EventFilter:
+    """The conditions of a request."""
+    texts = {
+        "entity_type": entity_type,
+        "entity_id": entity_id,
+        "actor": actor,
+        "action": action,
+        "field": field,
+        "source": source,
+        "workspace_id": workspace_id,
+    }
+    for name, value in texts.items():
+        if value is not None and "\0" in value:
+            raise InputError(f"{name}: has a NUL character, which no event has")
+    return EventFilter(
+        **texts,
+        recorded_from_us=_time("recorded_from", recorded_from),
+        recorded_to_us=_time("recorded_to", recorded_to),
+        occurred_from_us=_time("occurred_from", occurred_from),
+        occurred_to_us=_time("occurred_to", occurred_to),
+        seq_from=seq_from,
+        seq_to=seq_to,
+    )
+
+
+Wanted = Annotated[EventFilter, Depends(event_filter)]
+Limit = Annotated[int, Query(ge=1, le=PAGE_LIMIT_MAX)]
+Partial = Annotated[
+    bool, Query(description="Answer although a segment cannot be read, and name it in `covered.unreadable`")
+]
+Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before")]
+
+
+@router.get("/events", summary="Events that meet conditions, a page at a time")
+async def list_events(
+    tenant: str,
+    request: Request,
+    wanted: Wanted,
+    order: Order = Order.ASC,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    partial: Partial = False,
+) -> Response:
+    """Reads both tiers as one log. `covered` says what was looked at."""
+    return await _page(request, tenant, wanted, order, limit, cursor, partial)
+
+
+@router.get("/history/{entity_id:path}", summary="Everything that happened to one entity")
+async def history(
+    tenant: str,
+    entity_id: str,
+    request: Request,
+    entity_type: str | None = None,
+    order: Order = Order.ASC,
+    limit: Limit = 1000,
+    cursor: Cursor = None,
+    partial: Partial = False,
+) -> Response:
+    """The entity's events in the order of the log. The id may contain slashes."""
+    wanted = event_filter(entity_type=entity_type, entity_id=entity_id)
+    return await _page(request, tenant, wanted, order, limit, cursor, partial)
+
+
+@router.get("/recent", summary="The newest events")
+async def recent(tenant: str, request: Request, limit: Limit = 50) -> Response:
+    """Newest first."""
+    return await _page(request, tenant, EventFilter(), Order.DESC, limit, None, False)
+
+
+@router.get("/events/{seq_or_event_id}", summary="One event", responses={404: {"description": "No such event"}})
+async def one_event(tenant: str, seq_or_event_id: str, request: Request) -> Response:
+    """By its seq, or by its event_id (a UUID)."""
+    store: Store = request.app.state.store
+    if seq_or_event_id.isascii() and seq_or_event_id.isdigit():
+        if len(seq_or_event_id) > 18:
+            raise InputError(f"{seq_or_event_id} is no seq", hint="seqs are below 10^18")
+        page = await run_in_threadpool(store.reader.event, tenant, seq=int(seq_or_event_id))
+    else:
+        try:
+            event_id = UUID(seq_or_event_id).bytes
+        except ValueError as e:
+            raise InputError(f"{seq_or_event_id!r} is neither a seq nor a UUID") from e
+        page = await run_in_threadpool(store.reader.event, tenant, event_id=event_id)
+    (view,) = event_views(page.events)
+    return _json({"event": view, "covered": page.coverage.as_json()})
+
+
+@router.get("/stats", summary="How much the log holds, by tier")
+async def stats(tenant: str, request: Request) -> Response:
+    """Events and bytes by tier, windows by state, and the log's head."""
+    store: Store = request.app.state.store
+    found = await run_in_threadpool(log_stats, store.database, tenant)
+    return _json(
+        {
+            "tenant": tenant,
+            "hot": {"events": found.hot.events, "bytes": found.hot.size_bytes},
+            "archive": {
+                "events": found.archive.events,
+                "bytes": found.archive.size_bytes,
+                "segments": found.segments,
+            },
+            "windows": {state.value: count for state, count in found.windows.items()},
+            "head": {
+                "last_seq": found.last_seq,
+                "last_hash": found.last_hash.hex(),
+                "last_recorded_at": (
+                    None if found.last_recorded_at_us is None else to_iso(found.last_recorded_at_us)
+                ),
+            },
+        }
+    )
+
+
+async def _page(
+    request: Request,
+    tenant: str,
+    wanted: EventFilter,
+    order: Order,
+    limit: int,
+    cursor: str | None,
+    partial: bool,
+) -> Response:
+    store: Store = request.app.state.store
+    after = None if cursor is None else decode_cursor(cursor)
+
+    def read() -> Response:
+        page: Page = store.reader.page(tenant, wanted, order=order, after=after, limit=limit, partial=partial)
+        return _json(
+            {
+                "events": list(event_views(page.events)),
+                "next_cursor": None if page.next_after is None else encode_cursor(page.next_after),
+                "covered": page.coverage.as_json(),
+            }
+        )
+
+    return await run_in_threadpool(read)

@@ -1,0 +1,50 @@
+"""The HTTP application."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from eventstore import __version__
+from eventstore.api import events, problems
+from eventstore.app import Store
+from eventstore.hot.group import GroupCommitter
+
+__all__ = ["create_app"]
+
+# How long one thread may keep the interpreter while another waits: the committing threads wait for the
+# network many times in a commit, and would lose Python's default of 5 ms each time.
+_SWITCH_INTERVAL_S = 0.0005
+
+
+def create_app(store: Store) -> FastAPI:
+    """The application on an open store; its own lifespan starts and drains the committer."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        app.state.store = store
+        app.state.committer = GroupCommitter(store.appender, workers=store.settings.append_workers)
+        try:
+            yield
+        finally:
+            await run_in_threadpool(app.state.committer.close)
+
+    app = FastAPI(
+        title="eventstore",
+        version=__version__,
+        summary="One ordered, hash-chained log per tenant over Postgres and an archive of Parquet.",
+        lifespan=lifespan,
+    )
+    problems.install(app)
+    app.include_router(events.router)
+
+    @app.get("/healthz", summary="Whether the process serves")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    return app

@@ -1,0 +1,140 @@
+"""The archive target `file://`: a local folder."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from eventstore.archive.target import ObjectInfo
+from eventstore.errors import ArchiveDamageError, SetupError, TargetUnavailableError
+
+__all__ = ["FileTarget"]
+
+# Staged files lie beside their final place, so that publishing one is a link within the same folder.
+_STAGE_PREFIX = ".staged-"
+
+
+class FileTarget:
+    """Objects are files below `root`. Publishing is link(2), which fails where the name exists."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def from_url(cls, url: str) -> FileTarget:
+        """The target of a `file://` URL with an absolute path.
+
+        Raises:
+            SetupError: another form of URL.
+        """
+        parts = urlsplit(url)
+        path = Path(unquote(parts.path))
+        if parts.netloc not in ("", "localhost") or not path.is_absolute():
+            raise SetupError(f"{url!r} is not a local folder", hint="write file:///absolute/path")
+        return cls(path)
+
+    def stage(self, key: str) -> Path:
+        folder = self._path(key).parent
+        try:
+            _make_folders(folder)
+            handle, name = tempfile.mkstemp(prefix=_STAGE_PREFIX, dir=folder)
+        except OSError as e:
+            raise TargetUnavailableError(f"cannot write below {self.root}: {e}", hint=_HINT) from e
+        os.close(handle)
+        return Path(name)
+
+    def put(self, key: str, staged: Path) -> bool:
+        path = self._path(key)
+        try:
+            with staged.open("rb") as file:
+                os.fsync(file.fileno())
+            # Dying here leaves a staged file, which no listing shows and no reader opens.
+            try:
+                os.link(staged, path)
+                created = True
+            except FileExistsError:
+                created = False
+            os.unlink(staged)
+            # Dying before this line may lose the name in a power cut; the caller has not been told yet.
+            _sync_folder(path.parent)
+        except OSError as e:
+            raise TargetUnavailableError(f"cannot store {path}: {e}", hint=_HINT) from e
+        return created
+
+    def open(self, key: str) -> BinaryIO:
+        with self._reading(key) as path:
+            return path.open("rb")
+
+    def stat(self, key: str) -> ObjectInfo:
+        with self._reading(key) as path:
+            return _info(key, path.stat())
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        for path in sorted(self.root.rglob("*")):
+            key = path.relative_to(self.root).as_posix()
+            if key.startswith(prefix) and path.is_file() and not path.name.startswith(_STAGE_PREFIX):
+                yield _info(key, path.stat())
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        try:
+            path.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                _sync_folder(path.parent)
+        except OSError as e:
+            raise TargetUnavailableError(f"cannot delete {path}: {e}", hint=_HINT) from e
+
+    def location(self, key: str) -> str:
+        return str(self._path(key))
+
+    def describe(self) -> str:
+        return f"folder {self.root}"
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[Path]:
+        path = self._path(key)
+        try:
+            yield path
+        except FileNotFoundError as e:
+            raise ArchiveDamageError(
+                f"segment {key} is missing from {self.describe()}", key=key, hint="restore it from a backup"
+            ) from e
+        except OSError as e:
+            raise TargetUnavailableError(f"cannot read {path}: {e}", hint=_HINT) from e
+
+    def _path(self, key: str) -> Path:
+        assert ".." not in key.split("/"), f"not a key: {key!r}"
+        return self.root / key
+
+
+_HINT = "check that the folder exists, has room, and may be written by this user"
+
+
+def _info(key: str, found: os.stat_result) -> ObjectInfo:
+    # ctime too: setting mtime back cannot hide a change.
+    version = f"{found.st_dev}.{found.st_ino}.{found.st_size}.{found.st_mtime_ns}.{found.st_ctime_ns}"
+    return ObjectInfo(key, found.st_size, version)
+
+
+def _make_folders(folder: Path) -> None:
+    """Make a folder and sync each name on the way, so that none is lost in a power cut."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for made in reversed(missing):
+        made.mkdir(exist_ok=True)
+        _sync_folder(made.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,76 @@
+"""The archive target: where segments go. A few verbs, and what each promises.
+
+A target keeps immutable objects under keys. It never overwrites: that is the promise on which "archive
+before delete" stands, and a target that cannot keep it must not be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+__all__ = ["ArchiveTarget", "ObjectInfo"]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """An object as a listing shows it. `version` changes whenever its bytes may have changed."""
+
+    key: str
+    size_bytes: int
+    version: str
+
+
+class ArchiveTarget(Protocol):
+    """Keys are relative, '/'-separated, and made by `archive.layout` alone."""
+
+    def stage(self, key: str) -> Path:
+        """A fresh local path at which to build the object for `put`. Staged files are never listed."""
+        ...
+
+    def put(self, key: str, staged: Path) -> bool:
+        """Store the staged file under the key, unless the key exists. The staged file is used up.
+
+        When this returns True, the whole object is durable under the key: it survives a power cut, and
+        nobody ever sees a part of it. False: an object was there already, and is untouched.
+
+        Raises:
+            TargetUnavailableError: it could not be stored; whether the object exists is unknown.
+        """
+        ...
+
+    def open(self, key: str) -> BinaryIO:
+        """The object's stored bytes, from its beginning.
+
+        Raises:
+            ArchiveDamageError: there is no such object.
+            TargetUnavailableError: the target did not answer.
+        """
+        ...
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Size and version of an object.
+
+        Raises:
+            ArchiveDamageError: there is no such object.
+            TargetUnavailableError: the target did not answer.
+        """
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Every object whose key begins with the prefix, in the order of keys."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object, durably; no error if there is none."""
+        ...
+
+    def location(self, key: str) -> str:
+        """A path or URL at which DuckDB can read the object."""
+        ...
+
+    def describe(self) -> str:
+        """The target in words for a person, without credentials."""
+        ...

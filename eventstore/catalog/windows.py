@@ -1,0 +1,192 @@
+"""Windows and segments as Postgres knows them, and the cutover: the one moment a window changes tier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from eventstore.clock import from_us, to_us
+from eventstore.db.tables import segments, watermarks, windows
+from eventstore.errors import CoverageError
+from eventstore.model.segment import Segment, SegmentRange, VerifiedSegment
+from eventstore.model.window import Window, WindowRecord, WindowState
+
+__all__ = ["Watermark", "check_cover", "cut_over", "list_segments", "list_windows", "mark_dropped", "read_watermark"]
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """Readers take every seq ≤ `archived_through` from the archive; `archived_hash` is that event's."""
+
+    archived_through: int
+    archived_hash: bytes
+
+
+def read_watermark(conn: sa.Connection, tenant_id: str, *, for_update: bool = False) -> Watermark:
+    """The tenant's watermark as this statement's snapshot sees it."""
+    query = sa.select(watermarks.c.archived_through, watermarks.c.archived_hash).where(
+        watermarks.c.tenant_id == tenant_id
+    )
+    row = conn.execute(query.with_for_update() if for_update else query).one()
+    return Watermark(row.archived_through, bytes(row.archived_hash))
+
+
+def list_windows(conn: sa.Connection, tenant_id: str) -> list[WindowRecord]:
+    """A tenant's windows, oldest first."""
+    query = sa.select(windows).where(windows.c.tenant_id == tenant_id).order_by(windows.c.window_from)
+    return [
+        WindowRecord(
+            Window(to_us(row.window_from), to_us(row.window_to)),
+            WindowState(row.state),
+            row.leaf,
+            row.first_seq,
+            row.last_seq,
+            row.hash_before,
+            row.hash_after,
+        )
+        for row in conn.execute(query)
+    ]
+
+
+def list_segments(
+    conn: sa.Connection, tenant_id: str, *, seq_from: int = 1, seq_to: int | None = None
+) -> list[Segment]:
+    """A tenant's segments that touch a seq range (both ends inclusive), in seq order."""
+    query = (
+        sa.select(segments, windows.c.window_to)
+        .join(
+            windows,
+            sa.and_(
+                windows.c.tenant_id == segments.c.tenant_id, windows.c.window_from == segments.c.window_from
+            ),
+        )
+        .where(segments.c.tenant_id == tenant_id, segments.c.last_seq >= seq_from)
+        .order_by(segments.c.first_seq)
+    )
+    if seq_to is not None:
+        query = query.where(segments.c.first_seq <= seq_to)
+    return [
+        Segment(
+            range=SegmentRange(
+                tenant_id=row.tenant_id,
+                window=Window(to_us(row.window_from), to_us(row.window_to)),
+                part=row.part,
+                first_seq=row.first_seq,
+                last_seq=row.last_seq,
+                hash_before=bytes(row.hash_before),
+                hash_after=bytes(row.hash_after),
+                schema_version=row.schema_version,
+            ),
+            key=row.key,
+            size_bytes=row.size_bytes,
+            sha256=bytes(row.sha256),
+            min_recorded_at_us=to_us(row.min_recorded_at),
+            max_recorded_at_us=to_us(row.max_recorded_at),
+        )
+        for row in conn.execute(query)
+    ]
+
+
+def cut_over(conn: sa.Connection, record: WindowRecord, verified: Sequence[VerifiedSegment]) -> None:
+    """Make a sealed window archived, in the connection's transaction: segments, state and watermark.
+
+    Before the commit readers take the window from Postgres, after it from the archive. Idempotent for
+    the same segments.
+
+    Raises:
+        CoverageError: the segments do not cover the window exactly, or the window does not follow the
+            watermark. Nothing is changed.
+    """
+    found = [v.segment for v in verified]
+    if not found or record.last_seq is None:
+        raise CoverageError(f"window {record.window} is not ready for its cutover")
+    tenant_id = found[0].range.tenant_id
+    check_cover(record, found)
+    watermark = read_watermark(conn, tenant_id, for_update=True)
+    if watermark.archived_through == record.last_seq and watermark.archived_hash == record.hash_after:
+        known = list_segments(conn, tenant_id, seq_from=record.first_seq, seq_to=record.last_seq)
+        if [s.key for s in known] == [s.key for s in found]:
+            return
+    if (watermark.archived_through, watermark.archived_hash) != (record.first_seq - 1, record.hash_before):
+        raise CoverageError(
+            f"window {record.window} of {tenant_id!r} begins at seq {record.first_seq}, "
+            f"but the archive ends at seq {watermark.archived_through}",
+            hint="an earlier window is missing from the archive: run eventstore verify",
+        )
+    conn.execute(sa.insert(segments), [_segment_row(segment) for segment in found])
+    conn.execute(
+        sa.update(watermarks)
+        .where(watermarks.c.tenant_id == tenant_id)
+        .values(archived_through=record.last_seq, archived_hash=record.hash_after)
+    )
+    _move(conn, tenant_id, record, WindowState.SEALED, WindowState.ARCHIVED, "archived_at")
+
+
+def mark_dropped(conn: sa.Connection, tenant_id: str, record: WindowRecord) -> None:
+    """Record that an archived window's partition is gone, in the transaction that drops it."""
+    _move(conn, tenant_id, record, WindowState.ARCHIVED, WindowState.DROPPED, "dropped_at")
+
+
+def check_cover(record: WindowRecord, found: Sequence[Segment]) -> None:
+    """The segments cover the window's frozen seq range exactly once, hash to hash.
+
+    Raises:
+        CoverageError: they do not.
+    """
+    seq, last_hash = record.first_seq, record.hash_before
+    for segment in found:
+        if segment.range.first_seq != seq or segment.range.hash_before != last_hash:
+            break
+        seq, last_hash = segment.range.last_seq + 1, segment.range.hash_after
+    else:
+        if seq - 1 == record.last_seq and last_hash == record.hash_after:
+            return
+    raise CoverageError(
+        f"the segments of window {record.window} do not cover seq {record.first_seq} to {record.last_seq}",
+        hint="nothing was dropped; run eventstore verify",
+    )
+
+
+def _move(
+    conn: sa.Connection,
+    tenant_id: str,
+    record: WindowRecord,
+    old: WindowState,
+    new: WindowState,
+    stamp: str,
+) -> None:
+    moved = conn.execute(
+        sa.update(windows)
+        .where(
+            windows.c.tenant_id == tenant_id,
+            windows.c.window_from == from_us(record.window.from_us),
+            windows.c.state == old.value,
+        )
+        .values({"state": new.value, stamp: sa.func.now()})
+    )
+    if moved.rowcount != 1:
+        raise CoverageError(
+            f"window {record.window} of {tenant_id!r} is not {old.value}",
+            hint="another run may have worked on it; run again",
+        )
+
+
+def _segment_row(segment: Segment) -> dict[str, object]:
+    r = segment.range
+    return {
+        "tenant_id": r.tenant_id,
+        "first_seq": r.first_seq,
+        "last_seq": r.last_seq,
+        "window_from": from_us(r.window.from_us),
+        "part": r.part,
+        "key": segment.key,
+        "hash_before": r.hash_before,
+        "hash_after": r.hash_after,
+        "min_recorded_at": from_us(segment.min_recorded_at_us),
+        "max_recorded_at": from_us(segment.max_recorded_at_us),
+        "size_bytes": segment.size_bytes,
+        "sha256": segment.sha256,
+        "schema_version": r.schema_version,
+    }

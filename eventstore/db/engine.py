@@ -1,0 +1,138 @@
+"""Connections to Postgres: SQLAlchemy for the catalog, psycopg for COPY, ADBC for Arrow.
+
+Every connection plans each statement anew: a generic plan over every partition of every tenant has been
+seen to take minutes (docs/design/0005-custom-plans.md).
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import adbc_driver_manager
+import adbc_driver_postgresql.dbapi as adbc
+import psycopg
+import sqlalchemy as sa
+from psycopg_pool import ConnectionPool, PoolTimeout
+from sqlalchemy.engine import make_url
+
+from eventstore.errors import BusyError, SetupError
+
+__all__ = ["Database"]
+
+_MIN_SERVER = 150000
+_SESSION = {
+    "plan_cache_mode": "force_custom_plan",
+    "synchronous_commit": "on",
+    "TimeZone": "UTC",
+    "client_encoding": "UTF8",
+}
+
+
+class Database:
+    """One Postgres database. `url` is a libpq URL; nothing is connected before it is needed."""
+
+    def __init__(self, url: str, *, max_connections: int = 16) -> None:
+        parsed = make_url(url)
+        if parsed.get_backend_name() != "postgresql":
+            raise SetupError(
+                f"{parsed.get_backend_name()!r} is not a Postgres URL",
+                hint="set EVENTSTORE_DATABASE_URL to postgresql://user:password@host/database",
+            )
+        # The libpq form for psycopg and ADBC; SQLAlchemy wants its driver in the scheme.
+        self.url = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
+        options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
+        connect_args = {"options": options, "prepare_threshold": None, "connect_timeout": 10}
+        self.engine: sa.Engine = sa.create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            connect_args=connect_args,
+            pool_size=4,
+            max_overflow=max_connections,
+        )
+        self.pool: ConnectionPool[psycopg.Connection[tuple[Any, ...]]] = ConnectionPool(
+            self.url,
+            kwargs={**connect_args, "autocommit": True},
+            min_size=0,
+            max_size=max_connections,
+            open=False,
+            timeout=30,
+            name="eventstore",
+        )
+        self._adbc_idle: queue.LifoQueue[adbc.Connection] = queue.LifoQueue(max_connections)
+
+    def open(self) -> None:
+        """Connect once and check the server.
+
+        Raises:
+            SetupError: cannot connect, or the server is older than Postgres 15.
+        """
+        try:
+            with psycopg.connect(self.url, connect_timeout=10, autocommit=True) as conn:
+                version = conn.info.server_version
+        except psycopg.OperationalError as e:
+            raise SetupError(f"cannot connect to Postgres: {e}", hint="look at EVENTSTORE_DATABASE_URL") from e
+        if version < _MIN_SERVER:
+            raise SetupError(f"Postgres {version // 10000} is too old", hint="use Postgres 15 or later")
+        self.pool.open()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.pool.close()
+        self.engine.dispose()
+        while True:
+            try:
+                self._adbc_idle.get_nowait().close()
+            except queue.Empty:
+                return
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """A SQLAlchemy connection in one transaction (READ COMMITTED): commits, or rolls back."""
+        with self.engine.begin() as conn:
+            yield conn
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """A psycopg connection in autocommit mode from the pool.
+
+        Raises:
+            BusyError: none came free within the pool's time-out.
+        """
+        try:
+            conn = self.pool.getconn()
+        except PoolTimeout as e:
+            raise BusyError("no database connection came free", hint="try again in a moment") from e
+        try:
+            yield conn
+        finally:
+            # A connection given back inside a transaction is rolled back by the pool.
+            self.pool.putconn(conn)
+
+    @contextmanager
+    def arrow(self) -> Iterator[adbc.Connection]:
+        """An ADBC connection (autocommit) that answers queries as Arrow batches."""
+        try:
+            conn = self._adbc_idle.get_nowait()
+        except queue.Empty:
+            conn = self._connect_arrow()
+        try:
+            yield conn
+        except BaseException:
+            conn.close()
+            raise
+        try:
+            self._adbc_idle.put_nowait(conn)
+        except queue.Full:
+            conn.close()
+
+    def _connect_arrow(self) -> adbc.Connection:
+        try:
+            conn = adbc.connect(self.url, autocommit=True)
+        except adbc_driver_manager.Error as e:
+            raise BusyError(f"cannot connect to Postgres: {e}", hint="try again in a moment") from e
+        with conn.cursor() as cursor:
+            for name, value in _SESSION.items():
+                cursor.execute(f"SET {name} = '{value}'")
+        return conn

@@ -1,0 +1,119 @@
+"""The partitions of `events`: a table a tenant (LIST), below it a leaf a window (RANGE).
+
+A partition is created apart and then attached: ATTACH takes a lock that neither readers nor writers of
+the parent wait for, whereas CREATE TABLE … PARTITION OF would stop them all.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from eventstore.clock import from_us, parse_time_us, to_iso
+from eventstore.errors import CoverageError
+from eventstore.model.window import Window
+
+__all__ = ["SCHEMA", "Leaf", "create_leaf", "create_tenant_table", "leaf_name", "list_leaves"]
+
+SCHEMA = "hot"
+
+# Statement triggers do not come down to partitions, so each table of the tree carries its own. ALWAYS:
+# session_replication_role does not switch it off.
+_REFUSE = """
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
+    FOR EACH STATEMENT EXECUTE FUNCTION events_refuse_change();
+ALTER TABLE {table} ENABLE ALWAYS TRIGGER refuse_change;
+"""
+
+_TENANT_TABLE = (
+    """
+CREATE TABLE {table} (LIKE events) PARTITION BY RANGE (recorded_at);
+"""
+    + _REFUSE
+    + """
+ALTER TABLE events ATTACH PARTITION {table} FOR VALUES IN ({tenant_id});
+"""
+)
+
+# The entity index keys a 64-bit hash instead of the text: 40 % smaller, and still in seq order.
+_LEAF = (
+    """
+CREATE TABLE {table} (LIKE events);
+CREATE UNIQUE INDEX ON {table} (seq);
+CREATE UNIQUE INDEX ON {table} (event_id);
+CREATE INDEX ON {table} (hashtextextended(entity_id, 0), seq);
+"""
+    + _REFUSE
+    + """
+ALTER TABLE {parent} ATTACH PARTITION {table} FOR VALUES FROM ({window_from}) TO ({window_to});
+"""
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A leaf as Postgres' own catalog describes it: its name and its bounds."""
+
+    name: str
+    window: Window
+
+
+def _tenant_table(tenant_no: int) -> sql.Identifier:
+    return sql.Identifier(SCHEMA, f"events_{tenant_no}")
+
+
+def leaf_name(tenant_no: int, window: Window) -> str:
+    """The name a new leaf gets (in the schema `hot`). Nothing ever reads meaning back out of it."""
+    return f"events_{tenant_no}_{from_us(window.from_us):%Y%m%dt%H%M%S}"
+
+
+def create_tenant_table(conn: psycopg.Connection[Any], tenant_no: int, tenant_id: str) -> None:
+    """Make a tenant's own partitioned table, in the connection's transaction."""
+    conn.execute(
+        sql.SQL(_TENANT_TABLE).format(table=_tenant_table(tenant_no), tenant_id=sql.Literal(tenant_id))
+    )
+
+
+def create_leaf(conn: psycopg.Connection[Any], tenant_no: int, window: Window) -> str:
+    """Make a window's leaf, in the connection's transaction; returns its name."""
+    name = leaf_name(tenant_no, window)
+    conn.execute(
+        sql.SQL(_LEAF).format(
+            table=sql.Identifier(SCHEMA, name),
+            parent=_tenant_table(tenant_no),
+            window_from=sql.Literal(to_iso(window.from_us)),
+            window_to=sql.Literal(to_iso(window.to_us)),
+        )
+    )
+    return name
+
+
+_BOUNDS = re.compile(r"FOR VALUES FROM \('([^']+)'\) TO \('([^']+)'\)")
+
+
+def list_leaves(conn: psycopg.Connection[Any], tenant_no: int) -> list[Leaf]:
+    """A tenant's leaves, oldest first, by their partition bounds.
+
+    Raises:
+        CoverageError: a partition whose bounds are not a plain range (nothing of ours).
+    """
+    rows = conn.execute(
+        "SELECT c.relname, pg_get_expr(c.relpartbound, c.oid) FROM pg_inherits i"
+        " JOIN pg_class c ON c.oid = i.inhrelid"
+        " WHERE i.inhparent = to_regclass(%s)",
+        [f"{SCHEMA}.events_{tenant_no}"],
+    ).fetchall()
+    leaves = []
+    for name, bounds in rows:
+        match = _BOUNDS.fullmatch(bounds)
+        if match is None:
+            raise CoverageError(
+                f"partition {SCHEMA}.{name} has bounds {bounds!r}",
+                hint="it was not made by the store; look at what it holds before detaching it",
+            )
+        leaves.append(Leaf(name, Window(parse_time_us(match[1]), parse_time_us(match[2]))))
+    return sorted(leaves, key=lambda leaf: leaf.window)

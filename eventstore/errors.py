@@ -1,0 +1,232 @@
+"""Every error a caller of the store can meet, grouped by what the caller does about it.
+
+`InputError`: mend the request. `StateError`: the request is fine, the store's state refuses it.
+`RetryError`: the same request may succeed later. `IntegrityError`: call someone; nothing was destroyed.
+`SetupError`: mend the installation. `api/problems.py` is the one place that turns them into HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = [
+    "ArchiveConflictError",
+    "ArchiveDamageError",
+    "BusyError",
+    "CoverageError",
+    "EmbeddedPostgresError",
+    "EventNotFoundError",
+    "EventStoreError",
+    "InputError",
+    "IntegrityError",
+    "InvalidEventError",
+    "Place",
+    "RetryError",
+    "SchemaVersionError",
+    "SetupError",
+    "StateError",
+    "TargetUnavailableError",
+    "TenantExistsError",
+    "TenantNotFoundError",
+    "TooLargeError",
+    "VersionConflictError",
+]
+
+
+class EventStoreError(Exception):
+    """Root of the store's errors.
+
+    `code` is stable and machine-readable, `message` says what happened, `hint` what to do next.
+    """
+
+    code = "eventstore-error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in an input something is wrong. `index` counts events from 0, `line` lines from 1."""
+
+    field: str | None = None
+    index: int | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        parts = []
+        if self.line is not None:
+            parts.append(f"line {self.line}")
+        elif self.index is not None:
+            parts.append(f"event {self.index}")
+        if self.field is not None:
+            parts.append(f"field {self.field!r}")
+        return ", ".join(parts)
+
+
+# --- mend the request -------------------------------------------------------------------------------
+
+
+class InputError(EventStoreError):
+    """The request itself is wrong; sending it again unchanged cannot succeed."""
+
+    code = "invalid-request"
+
+
+class InvalidEventError(InputError):
+    """An event breaks a rule of the model. `place` names the field and the event or line."""
+
+    code = "invalid-event"
+
+    def __init__(self, message: str, *, place: Place | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.place = place or Place()
+
+
+class TooLargeError(InputError):
+    """A body or a batch is over its limit. `limit_bytes` is that limit."""
+
+    code = "too-large"
+
+    def __init__(self, message: str, *, limit_bytes: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.limit_bytes = limit_bytes
+
+
+class TenantNotFoundError(InputError):
+    """No such tenant (or none that this caller may know of)."""
+
+    code = "tenant-not-found"
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(f"there is no tenant {tenant!r}", hint=f"eventstore tenants create {tenant}")
+        self.tenant = tenant
+
+
+class EventNotFoundError(InputError):
+    """No event has that seq or event_id."""
+
+    code = "event-not-found"
+
+
+# --- the state refuses ------------------------------------------------------------------------------
+
+
+class StateError(EventStoreError):
+    """The request is well formed, but the store's present state refuses it."""
+
+    code = "conflict"
+
+
+class TenantExistsError(StateError):
+    """A tenant of that name exists already."""
+
+    code = "tenant-exists"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionConflict:
+    """One entity whose last seq is not the expected one; `actual` is 0 where it has no event."""
+
+    entity_type: str
+    entity_id: str
+    expected: int
+    actual: int
+    place: Place = field(default_factory=Place)
+
+
+class VersionConflictError(StateError):
+    """An `expected_version` does not hold; `conflicts` names each with the actual version."""
+
+    code = "version-conflict"
+
+    def __init__(self, conflicts: list[VersionConflict]) -> None:
+        first = conflicts[0]
+        super().__init__(
+            f"{first.place}: {first.entity_type} {first.entity_id!r} is at version {first.actual}, "
+            f"not {first.expected}",
+            hint="read the entity's latest events, decide again, and send its actual version",
+        )
+        self.conflicts = conflicts
+
+
+# --- try again --------------------------------------------------------------------------------------
+
+
+class RetryError(EventStoreError):
+    """The same request may succeed later. `retry_after_s` is a suggestion in seconds."""
+
+    code = "unavailable"
+
+    def __init__(self, message: str, *, hint: str = "", retry_after_s: int = 1) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class BusyError(RetryError):
+    """A bounded queue or a lock is taken."""
+
+    code = "busy"
+
+
+class TargetUnavailableError(RetryError):
+    """An archive target could not be reached or answered with a failure of its own."""
+
+    code = "target-unavailable"
+
+
+# --- call someone -----------------------------------------------------------------------------------
+
+
+class IntegrityError(EventStoreError):
+    """Stored history is not what it has to be. Nothing is deleted while this stands."""
+
+    code = "integrity"
+
+
+class ArchiveConflictError(IntegrityError):
+    """A different object lies under the key that this window's segment must have."""
+
+    code = "archive-conflict"
+
+
+class ArchiveDamageError(IntegrityError):
+    """A segment is missing, unreadable, or differs from the catalog. `key` names it."""
+
+    code = "archive-damage"
+
+    def __init__(self, message: str, *, key: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.key = key
+
+
+class CoverageError(IntegrityError):
+    """Tiers do not cover the log exactly once (a gap, an overlap, a partition that nobody recorded)."""
+
+    code = "coverage"
+
+
+# --- mend the installation --------------------------------------------------------------------------
+
+
+class SetupError(EventStoreError):
+    """The installation or its settings are wrong."""
+
+    code = "setup"
+
+
+class SchemaVersionError(SetupError):
+    """The database's schema is of another version than this program."""
+
+    code = "schema-version"
+
+
+class EmbeddedPostgresError(SetupError):
+    """The embedded Postgres could not be made, started or reached."""
+
+    code = "embedded-postgres"

@@ -1,0 +1,263 @@
+"""Appending requests to a tenant's log: idempotency, expected versions, all or nothing per request.
+
+Several requests share one transaction (`hot.group`); one that is refused leaves the others untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg
+
+from eventstore.clock import Clock, from_us
+from eventstore.db.engine import Database
+from eventstore.errors import BusyError, EventStoreError, Place, VersionConflict, VersionConflictError
+from eventstore.hot.batch import pending_batch
+from eventstore.hot.log import LeafCache, LogTransaction, log_transaction
+from eventstore.model.event import NewEvent, uuid7_time_us
+
+__all__ = ["AppendRequest", "AppendResult", "Appender", "Entity", "Outcome"]
+
+Entity = tuple[str, str]  # entity_type, entity_id
+# The last seq of each entity in the archive (0 for none), looking at seqs up to the one given.
+ArchivedVersions = Callable[[str, Collection[Entity], int], Mapping[Entity, int]]
+
+_ARCHIVE_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class AppendRequest:
+    """Events to be stored together or not at all. `lines` are theirs if they came as a stream, from 1.
+
+    `size_bytes` is what they take in memory, about; queues are bounded by it.
+    """
+
+    events: Sequence[NewEvent]
+    lines: Sequence[int] | None = None
+    size_bytes: int = 0
+
+    def place(self, index: int, field: str) -> Place:
+        if self.lines is not None:
+            return Place(field=field, line=self.lines[index])
+        return Place(field=field, index=index)
+
+
+@dataclass(frozen=True, slots=True)
+class AppendResult:
+    """What became of a request. `seqs` and `event_ids` are per event, in the request's order.
+
+    `count` events are new and have the seqs `first_seq` to `last_seq` (None when none is new);
+    `duplicates` were stored before and are answered with their original seq.
+    """
+
+    first_seq: int | None
+    last_seq: int | None
+    count: int
+    duplicates: int
+    seqs: Sequence[int]
+    event_ids: Sequence[bytes]
+
+
+Outcome = AppendResult | EventStoreError
+
+
+class _ArchiveNeededError(Exception):
+    def __init__(self, entities: Collection[Entity], through: int) -> None:
+        super().__init__()
+        self.entities, self.through = entities, through
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A request that may be stored: its new events, and per event of the request its seq."""
+
+    request: AppendRequest
+    first_seq: int
+    new: Sequence[NewEvent]
+    seqs: Sequence[int]
+
+
+class Appender:
+    """Writes requests to logs. `clock` None takes Postgres' own clock, which every writer shares."""
+
+    def __init__(
+        self, database: Database, *, archived_versions: ArchivedVersions, clock: Clock | None = None
+    ) -> None:
+        self._database = database
+        self._archived_versions = archived_versions
+        self._clock = clock
+        self._leaves: LeafCache = {}
+
+    def append(self, tenant_id: str, requests: Sequence[AppendRequest]) -> list[Outcome]:
+        """Store the requests of one tenant in one transaction, in order; when this returns they are durable.
+
+        An outcome is an `AppendResult`, or the error for which that request alone was refused.
+
+        Raises:
+            TenantNotFoundError: it is not registered.
+            BusyError: no connection, or the archive moved on too often while versions were looked up.
+        """
+        archived: dict[Entity, int] = {}
+        through = 0
+        for _ in range(_ARCHIVE_TRIES):
+            try:
+                with (
+                    self._database.connection() as conn,
+                    log_transaction(conn, tenant_id, self._leaves) as log,
+                ):
+                    return self._store(log, requests, archived, through)
+            except _ArchiveNeededError as needed:
+                # Outside the head's lock: nobody waits while the archive is read.
+                through = needed.through
+                archived = dict(self._archived_versions(tenant_id, needed.entities, through))
+        raise BusyError("the archive kept moving on while versions were looked up", hint="send it again")
+
+    def _store(
+        self,
+        log: LogTransaction,
+        requests: Sequence[AppendRequest],
+        archived: Mapping[Entity, int],
+        through: int,
+    ) -> list[Outcome]:
+        given = {e.event_id.bytes: e.event_id for r in requests for e in r.events if e.event_id is not None}
+        stored = _stored_ids(log, list(given.values())) if given else {}
+        conditional = {
+            (e.entity_type, e.entity_id) for r in requests for e in r.events if e.expected_version is not None
+        }
+        versions = _versions(log, conditional, archived, through) if conditional else {}
+        outcomes: list[Outcome | _Planned] = []
+        next_seq = log.head.last_seq + 1
+        for request in requests:
+            planned = _plan(request, next_seq, stored, versions)
+            outcomes.append(planned)
+            if isinstance(planned, _Planned):
+                next_seq += len(planned.new)
+        new = [event for planned in outcomes if isinstance(planned, _Planned) for event in planned.new]
+        ids: list[bytes] = []
+        if new:
+            now_us = log.database_us if self._clock is None else self._clock.now_us()
+            recorded_us = max(now_us, log.head.last_recorded_at_us)
+            ids = log.write(
+                pending_batch(new), np.full(len(new), recorded_us, dtype=np.int64)
+            ).to_pylist()
+        return _results(outcomes, ids)
+
+
+def _stored_ids(log: LogTransaction, ids: list[Any]) -> dict[bytes, int]:
+    """Which of these ids the hot tier holds, with their seqs."""
+    times = [uuid7_time_us(event_id.bytes) for event_id in ids]
+    query = "SELECT event_id, seq FROM events WHERE tenant_id = %s AND event_id = ANY(%s)"
+    parameters: list[Any] = [log.tenant_id, ids]
+    # An id of version 7 was recorded no earlier than its own time less the tenant's lead, so older
+    # windows need no look. One id of another version, and all are looked at.
+    known = [at_us for at_us in times if at_us is not None]
+    if len(known) == len(times):
+        query += " AND recorded_at >= %s"
+        parameters.append(from_us(max(min(known) - log.head.id_lead_us, -62_135_596_800_000_000)))
+    return {row[0].bytes: row[1] for row in log.conn.execute(query, parameters)}
+
+
+def _versions(
+    log: LogTransaction, entities: Collection[Entity], archived: Mapping[Entity, int], through: int
+) -> dict[Entity, int]:
+    """The last seq of each entity. Watermark and rows come from one statement, hence one snapshot."""
+    rows = log.conn.execute(
+        "SELECT u.entity_type, u.entity_id, w.archived_through, last.seq"
+        "  FROM watermarks w, unnest(%s::text[], %s::text[]) AS u(entity_type, entity_id)"
+        "  LEFT JOIN LATERAL ("
+        "    SELECT seq FROM events e"
+        "     WHERE e.tenant_id = %s AND e.entity_type = u.entity_type AND e.entity_id = u.entity_id"
+        "       AND hashtextextended(e.entity_id, 0) = hashtextextended(u.entity_id, 0)"
+        "     ORDER BY seq DESC LIMIT 1) last ON true"
+        " WHERE w.tenant_id = %s",
+        [[t for t, _ in entities], [i for _, i in entities], log.tenant_id, log.tenant_id],
+    ).fetchall()
+    versions: dict[Entity, int] = {}
+    unknown: list[Entity] = []
+    watermark = 0
+    for entity_type, entity_id, watermark, seq in rows:
+        entity = (entity_type, entity_id)
+        if seq is not None:
+            versions[entity] = seq
+        elif watermark == 0:
+            versions[entity] = 0
+        elif entity in archived and through == watermark:
+            versions[entity] = archived[entity]
+        else:
+            unknown.append(entity)
+    if unknown:
+        raise _ArchiveNeededError([*unknown, *archived], watermark)
+    return versions
+
+
+def _plan(
+    request: AppendRequest, next_seq: int, stored: dict[bytes, int], versions: dict[Entity, int]
+) -> _Planned | EventStoreError:
+    """Which events of a request are new, and their seqs; or why it is refused.
+
+    Accepting a request adds its ids and versions, so that the next request of the group sees them.
+    """
+    new: list[NewEvent] = []
+    seqs: list[int] = []
+    ids: dict[bytes, int] = {}
+    conflicts: list[VersionConflict] = []
+    for index, event in enumerate(request.events):
+        key = event.event_id.bytes if event.event_id is not None else None
+        if key is not None and (original := stored.get(key) or ids.get(key)) is not None:
+            seqs.append(original)
+            continue
+        if event.expected_version is not None:
+            actual = versions[(event.entity_type, event.entity_id)]
+            if actual != event.expected_version:
+                conflicts.append(
+                    VersionConflict(
+                        event.entity_type,
+                        event.entity_id,
+                        event.expected_version,
+                        actual,
+                        request.place(index, "expected_version"),
+                    )
+                )
+        seq = next_seq + len(new)
+        if key is not None:
+            ids[key] = seq
+        new.append(event)
+        seqs.append(seq)
+    if conflicts:
+        return VersionConflictError(conflicts)
+    stored.update(ids)
+    if versions:
+        for event, seq in zip(request.events, seqs, strict=True):
+            entity = (event.entity_type, event.entity_id)
+            if entity in versions:
+                versions[entity] = max(versions[entity], seq)
+    return _Planned(request, next_seq, new, seqs)
+
+
+def _results(outcomes: Sequence[Outcome | _Planned], new_ids: list[bytes]) -> list[Outcome]:
+    results: list[Outcome] = []
+    start = 0
+    for outcome in outcomes:
+        if not isinstance(outcome, _Planned):
+            results.append(outcome)
+            continue
+        count, first_seq = len(outcome.new), outcome.first_seq
+        ids = new_ids[start : start + count]
+        start += count
+        results.append(
+            AppendResult(
+                first_seq=first_seq if count else None,
+                last_seq=first_seq + count - 1 if count else None,
+                count=count,
+                duplicates=len(outcome.seqs) - count,
+                seqs=outcome.seqs,
+                event_ids=[
+                    ids[seq - first_seq] if event.event_id is None else event.event_id.bytes
+                    for event, seq in zip(outcome.request.events, outcome.seqs, strict=True)
+                ],
+            )
+        )
+    return results

@@ -1,0 +1,51 @@
+"""Segments: immutable Parquet files, each holding a contiguous seq range of one tenant's window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eventstore.model.window import Window
+
+__all__ = ["SEGMENT_SCHEMA_VERSION", "Segment", "SegmentRange", "VerifiedSegment"]
+
+SEGMENT_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRange:
+    """What a segment says of itself in its own metadata; with it the catalog can be rebuilt."""
+
+    tenant_id: str
+    window: Window
+    part: int
+    first_seq: int
+    last_seq: int
+    hash_before: bytes
+    hash_after: bytes
+    schema_version: int = SEGMENT_SCHEMA_VERSION
+
+    @property
+    def event_count(self) -> int:
+        return self.last_seq - self.first_seq + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment as the catalog knows it: its range, its key in the target, its size and SHA-256."""
+
+    range: SegmentRange
+    key: str
+    size_bytes: int
+    sha256: bytes
+    min_recorded_at_us: int
+    max_recorded_at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedSegment:
+    """Proof that a segment was read back from its target and matched the database, value by value.
+
+    Only `archive.verify` makes one; dropping a partition demands them for its whole seq range.
+    """
+
+    segment: Segment

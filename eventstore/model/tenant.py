@@ -1,0 +1,54 @@
+"""A tenant: the owner of one log."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from eventstore.errors import InputError
+from eventstore.model.policy import Policy
+
+__all__ = ["TENANT_ID_PATTERN", "Head", "Tenant", "check_tenant_id"]
+
+TENANT_ID_PATTERN = r"[a-z0-9][a-z0-9-]{0,62}"
+_TENANT_ID = re.compile(TENANT_ID_PATTERN)
+
+
+def check_tenant_id(tenant_id: str) -> str:
+    """Return the slug itself.
+
+    Raises:
+        InputError: not `[a-z0-9][a-z0-9-]{0,62}`.
+    """
+    if _TENANT_ID.fullmatch(tenant_id) is None:
+        raise InputError(
+            f"{tenant_id!r} is no tenant name",
+            hint="use 1 to 63 of a-z, 0-9 and '-', beginning with a letter or a digit",
+        )
+    return tenant_id
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant as registered. `tenant_no` is a small integer that names its tables."""
+
+    tenant_id: str
+    tenant_no: int
+    policy: Policy
+    created_at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of a tenant's log: the next event gets `last_seq + 1` and chains onto `last_hash`.
+
+    `last_recorded_at_us` is the tenant's clock: no later event is recorded before it. It is the time of
+    the last event, or the end of the last sealed window if that is later.
+    `id_lead_us` is the most by which the time inside a caller's UUIDv7 was ever ahead of the moment the
+    event was recorded; it bounds in which windows a repeated event_id can lie.
+    """
+
+    last_seq: int
+    last_hash: bytes
+    last_recorded_at_us: int
+    id_lead_us: int

@@ -1,0 +1,73 @@
+"""What an answer covered: a reader must be able to tell "there is nothing" from "nothing was looked at"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from eventstore.clock import to_iso
+from eventstore.model.segment import Segment
+
+__all__ = ["Coverage", "Unreadable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A segment that should have been read and could not be."""
+
+    key: str
+    first_seq: int
+    last_seq: int
+    window_from_us: int
+    window_to_us: int
+    error: str
+
+
+@dataclass(slots=True)
+class Coverage:
+    """The seq ranges that were looked at, per tier, and what could not be.
+
+    A range was looked at for the conditions asked: archive segments whose statistics exclude them count.
+    """
+
+    hot: list[tuple[int, int]] = field(default_factory=list)
+    archive: list[tuple[int, int]] = field(default_factory=list)
+    windows: set[tuple[int, int]] = field(default_factory=set)
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+    def add_hot(self, first_seq: int, last_seq: int) -> None:
+        _extend(self.hot, first_seq, last_seq)
+
+    def add_archive(self, first_seq: int, last_seq: int, segments: list[Segment]) -> None:
+        _extend(self.archive, first_seq, last_seq)
+        self.windows.update((s.range.window.from_us, s.range.window.to_us) for s in segments)
+
+    def as_json(self) -> dict[str, object]:
+        """The coverage as every face shows it."""
+        return {
+            "hot": [{"first_seq": a, "last_seq": b} for a, b in sorted(self.hot)],
+            "archive": [{"first_seq": a, "last_seq": b} for a, b in sorted(self.archive)],
+            "archive_windows_read": len(self.windows),
+            "archive_from": to_iso(min(self.windows)[0]) if self.windows else None,
+            "archive_to": to_iso(max(self.windows)[1]) if self.windows else None,
+            "unreadable": [
+                {
+                    "key": u.key,
+                    "first_seq": u.first_seq,
+                    "last_seq": u.last_seq,
+                    "window_from": to_iso(u.window_from_us),
+                    "window_to": to_iso(u.window_to_us),
+                    "error": u.error,
+                }
+                for u in self.unreadable
+            ],
+        }
+
+
+def _extend(ranges: list[tuple[int, int]], first_seq: int, last_seq: int) -> None:
+    """Add a range, joining it with the latest one where they touch (pages follow one another)."""
+    if ranges:
+        first, last = ranges[-1]
+        if first_seq <= last + 1 and last_seq >= first - 1:
+            ranges[-1] = (min(first, first_seq), max(last, last_seq))
+            return
+    ranges.append((first_seq, last_seq))

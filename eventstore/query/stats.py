@@ -1,0 +1,82 @@
+"""How much a tenant's log holds, by tier and by state of its windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from eventstore.catalog.tenants import get_tenant
+from eventstore.db.engine import Database
+from eventstore.db.partitions import SCHEMA
+from eventstore.db.tables import heads, segments, watermarks, windows
+from eventstore.model.tenant import Tenant
+from eventstore.model.window import WindowState
+
+__all__ = ["LogStats", "TierStats", "log_stats"]
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """Events in a tier, and the bytes they take there (indexes included in the hot tier)."""
+
+    events: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogStats:
+    """One tenant's log. `windows` counts them by state."""
+
+    tenant: Tenant
+    hot: TierStats
+    archive: TierStats
+    segments: int
+    windows: dict[WindowState, int]
+    last_seq: int
+    last_hash: bytes
+    last_recorded_at_us: int | None
+
+
+def log_stats(database: Database, tenant_id: str) -> LogStats:
+    """Count one tenant's log from one snapshot of the catalog.
+
+    Raises:
+        TenantNotFoundError: no such tenant.
+    """
+    with database.engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
+        tenant = get_tenant(conn, tenant_id)
+        head = conn.execute(
+            sa.select(heads, watermarks.c.archived_through)
+            .join(watermarks, watermarks.c.tenant_id == heads.c.tenant_id)
+            .where(heads.c.tenant_id == tenant_id)
+        ).one()
+        states = conn.execute(
+            sa.select(windows.c.state, sa.func.count())
+            .where(windows.c.tenant_id == tenant_id)
+            .group_by(windows.c.state)
+        ).all()
+        archive = conn.execute(
+            sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(segments.c.size_bytes), 0)).where(
+                segments.c.tenant_id == tenant_id
+            )
+        ).one()
+        # to_regclass: a leaf that is dropped meanwhile counts nothing.
+        hot_bytes = conn.execute(
+            sa.text(
+                "SELECT coalesce(sum(pg_total_relation_size(to_regclass(:schema || '.' || leaf))), 0)::bigint"
+                " FROM windows WHERE tenant_id = :tenant_id AND state <> 'dropped'"
+            ),
+            {"schema": SCHEMA, "tenant_id": tenant_id},
+        ).scalar_one()
+    counts = {WindowState(state): count for state, count in states}
+    return LogStats(
+        tenant=tenant,
+        hot=TierStats(head.last_seq - head.archived_through, hot_bytes),
+        archive=TierStats(head.archived_through, int(archive[1])),
+        segments=archive[0],
+        windows={state: counts.get(state, 0) for state in WindowState},
+        last_seq=head.last_seq,
+        last_hash=bytes(head.last_hash),
+        last_recorded_at_us=head.last_recorded_us if head.last_seq else None,
+    )

@@ -1,0 +1,127 @@
+"""Which tier holds what: the watermark, the hot rows above it, the segments below it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from psycopg import sql
+
+from eventstore.archive.scan import ArchiveScan
+from eventstore.catalog.windows import list_segments
+from eventstore.columns.schema import EVENT_SCHEMA
+from eventstore.db.engine import Database
+from eventstore.errors import TenantNotFoundError
+from eventstore.hot.read import EVENT_COLUMNS_SQL, to_events
+from eventstore.model.query import EventFilter
+from eventstore.model.segment import Segment
+from eventstore.model.tenant import check_tenant_id
+from eventstore.query.conditions import DuckDialect, PostgresDialect, conditions
+
+__all__ = ["LogState", "Tiers"]
+
+_CACHED_SEGMENTS_MAX = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class LogState:
+    """A tenant's log as one snapshot sees it: seq 1 to `archived_through` are in the archive, what
+    follows up to `last_seq` is hot."""
+
+    archived_through: int
+    last_seq: int
+    id_lead_us: int
+
+
+class Tiers:
+    """The two tiers of every log. Each method is one look; `query.reader` makes one log of them."""
+
+    def __init__(self, database: Database, scan: ArchiveScan) -> None:
+        self._database = database
+        self._scan = scan
+        self._lock = threading.Lock()
+        # Segments never change, and a log's archive only grows: what was listed up to a watermark stays so.
+        self._segments: OrderedDict[str, tuple[int, tuple[Segment, ...]]] = OrderedDict()
+
+    def state(self, tenant_id: str) -> LogState:
+        """The log's state now.
+
+        Raises:
+            TenantNotFoundError: no such tenant.
+        """
+        check_tenant_id(tenant_id)
+        with self._database.connection() as conn:
+            row = conn.execute(
+                "SELECT w.archived_through, h.last_seq, h.id_lead_us FROM heads h"
+                " JOIN watermarks w USING (tenant_id) WHERE h.tenant_id = %s",
+                [tenant_id],
+            ).fetchone()
+        if row is None:
+            raise TenantNotFoundError(tenant_id)
+        return LogState(*row)
+
+    def hot(
+        self,
+        tenant_id: str,
+        wanted: EventFilter,
+        seq_from: int,
+        seq_to: int,
+        *,
+        descending: bool,
+        limit: int,
+    ) -> pa.Table:
+        """Matching hot events of a seq range, in order, at most `limit`.
+
+        Beware: Postgres takes the snapshot of this statement before it locks the partitions, so a window
+        that was cut over and dropped in between is missing without a word. The caller must look at the
+        watermark afterwards, and read anew if it has moved past the range's start.
+        """
+        query = sql.SQL(
+            "SELECT {columns} FROM events WHERE tenant_id = {tenant_id} AND {where} ORDER BY seq {order} LIMIT {limit}"
+        ).format(
+            columns=sql.SQL(EVENT_COLUMNS_SQL),
+            tenant_id=sql.Literal(tenant_id),
+            where=sql.SQL(conditions(wanted, PostgresDialect(), seq_from=seq_from, seq_to=seq_to)),
+            order=sql.SQL("DESC" if descending else "ASC"),
+            limit=sql.Literal(limit),
+        )
+        with self._database.arrow() as conn, conn.cursor() as cursor:
+            cursor.execute(query.as_string())
+            with cursor.fetch_record_batch() as reader:
+                return pa.Table.from_batches([to_events(batch) for batch in reader], EVENT_SCHEMA)
+
+    def archived(
+        self,
+        segments: Sequence[Segment],
+        wanted: EventFilter,
+        seq_from: int,
+        seq_to: int,
+        *,
+        descending: bool,
+        limit: int,
+    ) -> pa.Table:
+        """Matching archived events of a seq range within these segments, in order, at most `limit`."""
+        where = conditions(wanted, DuckDialect(), seq_from=seq_from, seq_to=seq_to)
+        return self._scan.query(segments, where, descending=descending, limit=limit)
+
+    def segments(self, tenant_id: str, archived_through: int) -> tuple[Segment, ...]:
+        """All segments up to a watermark, in seq order."""
+        with self._lock:
+            known_through, known = self._segments.get(tenant_id, (0, ()))
+        if known_through < archived_through:
+            with self._database.transaction() as conn:
+                new = list_segments(conn, tenant_id, seq_from=known_through + 1, seq_to=archived_through)
+            known = (*known, *new)
+            with self._lock:
+                self._segments[tenant_id] = (archived_through, known)
+                self._segments.move_to_end(tenant_id)
+                while sum(len(s) for _, s in self._segments.values()) > _CACHED_SEGMENTS_MAX > 0:
+                    if len(self._segments) == 1:
+                        break
+                    self._segments.popitem(last=False)
+        if known and known[-1].range.last_seq > archived_through:
+            return tuple(s for s in known if s.range.first_seq <= archived_through)
+        return known

@@ -1,0 +1,94 @@
+"""Shared fixtures: one real Postgres for the whole run, a fresh migrated database for each test that asks."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+
+from eventstore.app import Store, open_store
+from eventstore.clock import FixedClock
+from eventstore.db.embedded import start_embedded
+from eventstore.db.engine import Database
+from eventstore.db.migrate import upgrade
+from eventstore.settings import Settings
+
+# 2026-11-21T00:00:00Z in microseconds: the day on which simulated runs take place.
+TODAY_US = 1_795_219_200_000_000
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Postgres server: the one EVENTSTORE_TEST_DATABASE_URL names, else an embedded one."""
+    given = os.environ.get("EVENTSTORE_TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    with start_embedded(tmp_path_factory.mktemp("server")) as server:
+        yield server.url
+
+
+def create_database(server: str, name: str, *, template: str | None = None) -> str:
+    """Create a database on the server; its URL."""
+    with psycopg.connect(server, autocommit=True) as conn:
+        conn.execute(f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else ""))
+    return make_url(server).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def template_database(server_url: str) -> str:
+    """The name of a migrated, empty database that others are copied from (quicker than migrating each)."""
+    name = f"template_{secrets.token_hex(4)}"
+    database = Database(create_database(server_url, name))
+    database.open()
+    upgrade(database)
+    database.close()
+    return name
+
+
+@pytest.fixture
+def database_url(server_url: str, template_database: str) -> Iterator[str]:
+    """The URL of a fresh, migrated database; dropped afterwards."""
+    name = f"test_{secrets.token_hex(6)}"
+    yield create_database(server_url, name, template=template_database)
+    with psycopg.connect(server_url, autocommit=True) as conn:
+        conn.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """An open `Database` on a fresh, migrated database."""
+    opened = Database(database_url)
+    opened.open()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def archive_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def settings(database_url: str, archive_dir: Path, tmp_path: Path) -> Settings:
+    return Settings(database_url=database_url, home=tmp_path / "home", archive_url=archive_dir.as_uri())
+
+
+@pytest.fixture
+def clock() -> FixedClock:
+    """The clock that `store` appends by; tests move it."""
+    return FixedClock(TODAY_US)
+
+
+@pytest.fixture
+def store(settings: Settings, clock: FixedClock) -> Iterator[Store]:
+    """A whole store on a fresh database and an empty archive folder, with a clock that stands still."""
+    with open_store(settings, clock=clock) as opened:
+        yield opened
