@@ -39,6 +39,9 @@ def create_app(store: Store) -> FastAPI:
         version=__version__,
         summary="One ordered, hash-chained log per tenant over Postgres and an archive of Parquet.",
         lifespan=lifespan,
+        # The usual documentation pages load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
     )
     problems.install(app)
     app.include_router(events.router)

@@ -93,15 +93,19 @@ def _finish(
     One look at the whole body tells whether each value needs one.
     """
     suspect = b"\\u" in body and _SUSPECT.search(body) is not None
-    loose = any(space in body for space in _WHITESPACE)
-    by_value = loose or b"null" in body or len(body) > value_bytes_max
+    loose = b"null" in body or any(space in body for space in _WHITESPACE)
+    oversize = len(body) > value_bytes_max
     for index, event in enumerate(events):
-        if by_value:
+        if loose:
             for name in VALUE_FIELDS:
                 raw = bytes(getattr(event, name))
                 if raw:
-                    place = _place(index, lines, name)
-                    setattr(event, name, _compact(raw, place, value_bytes_max))
+                    setattr(event, name, _compact(raw))
+        if oversize:
+            for name in VALUE_FIELDS:
+                size_bytes = len(bytes(getattr(event, name)))
+                if size_bytes > value_bytes_max:
+                    raise _too_large(_place(index, lines, name), size_bytes, value_bytes_max)
         if event.metadata and bytes(event.metadata)[:1] != b"{":
             place = _place(index, lines, "metadata")
             raise InvalidEventError(f"{place}: must be a JSON object", place=place)
@@ -111,22 +115,25 @@ def _finish(
             _check_year(event.occurred_at, _place(index, lines, "occurred_at"))
 
 
-def _place(index: int, lines: Sequence[int] | None, name: str) -> Place:
-    return Place(field=name, index=index) if lines is None else Place(field=name, line=lines[index])
-
-
-def _compact(raw: bytes, place: Place, value_bytes_max: int) -> msgspec.Raw:
+def _compact(raw: bytes) -> msgspec.Raw:
+    """A value without white space outside its texts; null is the same as absent."""
     if raw == _NULL:
-        return msgspec.Raw()  # null is the same as absent
+        return msgspec.Raw()
     if raw[:1] in b"{[" and any(space in raw for space in _WHITESPACE):
         raw = msgspec.json.format(raw, indent=-1)
-    if len(raw) > value_bytes_max:
-        raise TooLargeError(
-            f"{place}: {len(raw)} bytes of JSON, the limit is {value_bytes_max}",
-            limit_bytes=value_bytes_max,
-            hint="store large values elsewhere and record a reference and a digest",
-        )
     return msgspec.Raw(raw)
+
+
+def _too_large(place: Place, size_bytes: int, limit_bytes: int) -> TooLargeError:
+    return TooLargeError(
+        f"{place}: {size_bytes} bytes of JSON, the limit is {limit_bytes}",
+        limit_bytes=limit_bytes,
+        hint="store large values elsewhere and record a reference and a digest",
+    )
+
+
+def _place(index: int, lines: Sequence[int] | None, name: str) -> Place:
+    return Place(field=name, index=index) if lines is None else Place(field=name, line=lines[index])
 
 
 def _check_characters(event: NewEvent, index: int, lines: Sequence[int] | None) -> None:

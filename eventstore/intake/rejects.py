@@ -14,6 +14,7 @@ from eventstore.errors import InputError, StateError
 
 __all__ = ["Reject", "RejectFile"]
 
+_START = b'{"row":'
 _ENCODER = msgspec.json.Encoder(enc_hook=str)
 
 
@@ -66,21 +67,31 @@ class RejectFile:
             return
         except OSError as e:
             raise InputError(f"cannot use {self.path} for rejected rows: {e}", hint="choose another") from e
-        # A torn first line is what a kill left of the first entry.
-        if first.endswith(b"\n") and _entry(first) is None or not (first[:7] in b'{"row":' or not first):
+        whole = first.endswith(b"\n")
+        # What a kill left of the first entry is no whole line.
+        ours = _entry(first) is not None if whole else _START.startswith(first[: len(_START)])
+        if not ours:
             raise InputError(
                 f"{self.path} exists and is no file of rejected rows",
                 hint="name another file for them, or move that one away",
             )
 
     def rewind(self, rows_read: int) -> int:
-        """Keep the entries of rows up to `rows_read`; returns how many they are."""
+        """Keep the entries of rows up to `rows_read`; returns how many they are.
+
+        Raises:
+            StateError: the file cannot be written.
+        """
         try:
-            file = open(self.path, "r+b")  # noqa: SIM115
+            return self._rewind(rows_read)
         except FileNotFoundError:
             return 0
-        with file:
-            kept, end = 0, 0
+        except OSError as e:
+            raise self._unwritable(e) from e
+
+    def _rewind(self, rows_read: int) -> int:
+        kept, end = 0, 0
+        with open(self.path, "r+b") as file:
             for line in file:
                 entry = _entry(line) if line.endswith(b"\n") else None
                 if entry is None or entry.row > rows_read:
@@ -109,10 +120,13 @@ class RejectFile:
             if fresh:
                 self._sync_folder()
         except OSError as e:
-            raise StateError(
-                f"cannot write the rejected rows to {self.path}: {e}",
-                hint="mend that, or name another file; then run the same import again, it goes on from here",
-            ) from e
+            raise self._unwritable(e) from e
+
+    def _unwritable(self, error: OSError) -> StateError:
+        return StateError(
+            f"cannot write the rejected rows to {self.path}: {error}",
+            hint="mend that, or name another file; then run the same import again, it goes on from here",
+        )
 
     def _sync_folder(self) -> None:
         folder = os.open(self.path.parent, os.O_RDONLY)

@@ -24,7 +24,12 @@ _SUFFIXES = {
     ".ndjson": "jsonl",
     ".csv": "csv",
 }
-_COMPRESSED = {b"\x1f\x8b": "gzip -dc", b"\x28\xb5\x2f\xfd": "zstd -dc", b"BZh": "bzip2 -dc", b"PK": "unzip -p"}
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip -dc",
+    b"\x28\xb5\x2f\xfd": "zstd -dc",
+    b"BZh": "bzip2 -dc",
+    b"PK": "unzip -p",
+}
 _PARQUET_MAGIC = b"PAR1"
 _BOM = b"\xef\xbb\xbf"
 
@@ -84,7 +89,9 @@ def open_source(
             yield _checked(str(source), chosen, file, digest)
     else:
         if file_format is None:
-            raise InputError("standard input has no name to tell its format", hint="say which: --format jsonl")
+            raise InputError(
+                "standard input has no name to tell its format", hint="say which: --format jsonl"
+            )
         with tempfile.TemporaryFile() as spool:
             digest = _hash(source, spool, lambda done: hashed(done, None))
             spool.flush()
@@ -121,7 +128,8 @@ def _checked(name: str, chosen: ImportFormat, file: BinaryIO, sha256: bytes) -> 
         for magic, command in _COMPRESSED.items():
             if start.startswith(magic):
                 raise InputError(
-                    f"{name} is compressed", hint=f"{command} FILE | eventstore import TENANT - --format {chosen}"
+                    f"{name} is compressed",
+                    hint=f"{command} FILE | eventstore import TENANT - --format {chosen}",
                 )
         if chosen is ImportFormat.PARQUET:
             raise InputError(

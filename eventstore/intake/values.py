@@ -1,7 +1,8 @@
-"""JSON texts from columns: old_value, new_value, and the metadata object that takes a file's other columns."""
+"""JSON texts from columns: old and new values, and the metadata object that takes a file's other columns."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,15 @@ import pyarrow.compute as pc
 from eventstore.intake.times import iso_texts
 from eventstore.intake.verdicts import Verdicts, as_mask
 
-__all__ = ["compact_texts", "json_column", "json_strings", "merge_metadata", "object_texts", "text_bytes"]
+__all__ = [
+    "compact_texts",
+    "json_column",
+    "json_strings",
+    "merge_metadata",
+    "object_texts",
+    "refuse_unstorable",
+    "text_bytes",
+]
 
 # Characters that a JSON string cannot hold as they are (RFC 8259, 7).
 _ESCAPED = np.zeros(256, dtype=np.bool_)
@@ -23,6 +32,8 @@ _ESCAPED_PATTERN = r'["\\\x00-\x1f]'
 _SPACE = np.zeros(256, dtype=np.bool_)
 _SPACE[[9, 10, 13, 32]] = True
 _SPACE_PATTERN = r"[ \t\r\n]"
+# \\u0000 after an even number of backslashes.
+_NUL_PATTERN = r"(^|[^\\])(\\\\)*\\u0000"
 # Members stay undecoded: a number may be out of a float's range.
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -101,6 +112,8 @@ def _nested(column: pa.Array, name: str, verdicts: Verdicts) -> pa.Array:
 
 def object_texts(texts: pa.Array, name: str, verdicts: Verdicts) -> pa.Array:
     """Texts that have to be JSON objects, compact. Each different text is looked at once."""
+    if texts.null_count == len(texts):
+        return texts
     encoded = texts.dictionary_encode()
     checked: list[str | None] = []
     for text in encoded.dictionary.to_pylist():
@@ -110,7 +123,9 @@ def object_texts(texts: pa.Array, name: str, verdicts: Verdicts) -> pa.Array:
         except (msgspec.DecodeError, RecursionError):
             checked.append(None)
     objects = compact_texts(pa.array(checked, pa.string())).take(encoded.indices)
-    verdicts.refuse(pc.and_(objects.is_null(), texts.is_valid()), name, 'is not a JSON object such as {"k": 1}')
+    verdicts.refuse(
+        pc.and_(objects.is_null(), texts.is_valid()), name, 'is not a JSON object such as {"k": 1}'
+    )
     return objects
 
 
@@ -129,19 +144,16 @@ def merge_metadata(own: pa.Array, extras: Mapping[str, pa.Array], verdicts: Verd
     members = pc.binary_join_element_wise(*fragments, "") if len(fragments) > 1 else fragments[0]
     some = pc.greater(pc.binary_length(members), 0)
     # Each fragment begins with a comma: the first one's goes where nothing stands before it.
-    alone = pc.binary_join_element_wise("{", _bytes_of(members, 1, None), "}", "")
+    # (binary_slice fails in pyarrow 26 with "Negative buffer resize".)
+    first_comma_gone = pc.replace_substring(members, ",", "", max_replacements=1)
+    alone = pc.binary_join_element_wise("{", first_comma_gone, "}", "")
     merged = pc.if_else(some, alone, pa.scalar(None, pa.string()))
     if own.null_count == len(own):
         return merged
-    opened = _bytes_of(own, 0, -1)
+    opened = pc.utf8_slice_codeunits(own, 0, -1)  # less its closing brace
     joined = pc.binary_join_element_wise(opened, members, "}", "")
     result = pc.if_else(pc.equal(own, "{}"), pc.coalesce(merged, own), joined)
     return pc.if_else(own.is_valid(), result, merged)
-
-
-def _bytes_of(texts: pa.Array, start: int, stop: int | None) -> pa.Array:
-    # By bytes, not characters: it cuts off a comma or a brace, which are one byte.
-    return pc.binary_slice(texts.cast(pa.binary()), start, stop).cast(pa.string())
 
 
 def _refuse_taken(own: pa.Array, name: str, key: str, values: pa.Array, verdicts: Verdicts) -> None:
@@ -155,4 +167,21 @@ def _refuse_taken(own: pa.Array, name: str, key: str, values: pa.Array, verdicts
         if name in _OBJECT.decode(own[index].as_py()):
             verdicts.refuse_row(
                 index, name, f"metadata has a member {name!r} already; rename the column or the member"
+            )
+
+
+def refuse_unstorable(texts: pa.Array, name: str, verdicts: Verdicts) -> None:
+    """Refuse JSON that, decoded, has a NUL character or half of a surrogate pair."""
+    if not (text_bytes(texts) == ord("\\")).any():
+        return
+    verdicts.refuse(
+        pc.match_substring_regex(texts, _NUL_PATTERN), name, "has a NUL character; remove \\u0000"
+    )
+    suspect = as_mask(pc.match_substring_regex(texts, r"\\u[dD][89a-fA-F]"))
+    for index in np.flatnonzero(suspect).tolist():
+        try:
+            json.dumps(json.loads(texts[index].as_py()), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            verdicts.refuse_row(
+                index, name, "has a lone surrogate, which is no character; send valid Unicode"
             )

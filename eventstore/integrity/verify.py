@@ -57,19 +57,18 @@ def verify_log(
     target: ArchiveTarget,
     tenant_id: str,
     *,
-    last_hash: Callable[[], tuple[int, bytes]],
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Recompute a tenant's chain over both tiers, up to its head as it is when this begins.
 
-    `last_hash` tells the head: its seq and hash. After a damaged segment the check goes on from the hash
-    that the catalog says it ends with, so that every damage is named, not the first alone.
+    After a damaged segment the check goes on from the hash that the catalog says it ends with, so that
+    every damage is named, not the first alone.
 
     Raises:
         TenantNotFoundError, TargetUnavailableError
     """
-    head_seq, head_hash = last_hash()
     state = tiers.state(tenant_id)
+    head_seq, head_hash = state.last_seq, state.last_hash
     report = VerifyReport(tenant_id, last_seq=head_seq)
     chain = _Chain(report, chain_start(tenant_id))
     while chain.next_seq <= head_seq:

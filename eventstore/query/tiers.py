@@ -33,6 +33,7 @@ class LogState:
 
     archived_through: int
     last_seq: int
+    last_hash: bytes
     id_lead_us: int
 
 
@@ -55,7 +56,7 @@ class Tiers:
         check_tenant_id(tenant_id)
         with self._database.connection() as conn:
             row = conn.execute(
-                "SELECT w.archived_through, h.last_seq, h.id_lead_us FROM heads h"
+                "SELECT w.archived_through, h.last_seq, h.last_hash, h.id_lead_us FROM heads h"
                 " JOIN watermarks w USING (tenant_id) WHERE h.tenant_id = %s",
                 [tenant_id],
             ).fetchone()

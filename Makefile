@@ -1,0 +1,45 @@
+# Everything happens in .venv, which `make install` makes from python3 alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+N ?= 200
+
+.PHONY: install demo test lint types check-migrations bench torture lock clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml requirements-dev.lock
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a minute or two the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install
+	@$(BIN)/python -m eventstore.demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: install
+	$(BIN)/mypy
+
+check-migrations: install
+	$(BIN)/python -m pytest tests/migration -q
+
+bench: install
+	$(BIN)/python -m tests.bench
+
+torture: install
+	TORTURE_ROUNDS=$(N) $(BIN)/python -m pytest tests/crash -k random -q --timeout=0
+
+lock: install
+	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check > requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) .eventstore dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

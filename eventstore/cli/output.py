@@ -1,0 +1,121 @@
+"""How commands speak: tables on a terminal, JSON lines or CSV elsewhere; errors in one form."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from enum import StrEnum
+
+import pyarrow as pa
+import pyarrow.csv
+from rich.console import Console
+from rich.table import Table
+
+from eventstore.query.render import event_views, to_json_lines, to_text_table
+
+__all__ = ["Format", "bytes_text", "console", "errors", "resolve_format", "write_events"]
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class Format(StrEnum):
+    """table for people, jsonl and csv for programs."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+def resolve_format(chosen: Format | None) -> Format:
+    """The format asked for; else a table on a terminal and JSON lines in a pipe."""
+    if chosen is not None:
+        return chosen
+    return Format.TABLE if sys.stdout.isatty() else Format.JSONL
+
+
+def bytes_text(size_bytes: float) -> str:
+    """A size for people, e.g. `12.3 MB` (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size_bytes < 1000 or unit == "TB":
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    raise AssertionError("unreachable")
+
+
+def write_events(tables: Iterable[pa.Table], form: Format) -> int:
+    """Write a stream of events to standard output; how many there were."""
+    match form:
+        case Format.JSONL:
+            return _write_jsonl(tables)
+        case Format.CSV:
+            return _write_csv(tables)
+        case Format.TABLE:
+            return _write_table(tables)
+
+
+def _write_jsonl(tables: Iterable[pa.Table]) -> int:
+    count = 0
+    for table in tables:
+        for start in range(0, table.num_rows, 10_000):
+            sys.stdout.buffer.write(to_json_lines(table.slice(start, 10_000)))
+        count += table.num_rows
+    sys.stdout.buffer.flush()
+    return count
+
+
+def _write_csv(tables: Iterable[pa.Table]) -> int:
+    count = 0
+    header = True
+    for table in tables:
+        for start in range(0, table.num_rows, 10_000):
+            text = to_text_table(table.slice(start, 10_000))
+            pa.csv.write_csv(
+                text, sys.stdout.buffer, pa.csv.WriteOptions(include_header=header, quoting_style="needed")
+            )
+            header = False
+        count += table.num_rows
+    sys.stdout.buffer.flush()
+    return count
+
+
+def _write_table(tables: Iterable[pa.Table]) -> int:
+    """A table a screenful at a time, so that a long answer shows at once and memory stays bounded."""
+    count = 0
+    for events in tables:
+        for start in range(0, events.num_rows, 500):
+            table = Table(box=None, pad_edge=False, header_style="bold")
+            for name, style in _COLUMNS:
+                table.add_column(name, style=style, overflow="fold", justify="right" if name == "seq" else "left")
+            for view in event_views(events.slice(start, 500)):
+                table.add_row(
+                    str(view.seq),
+                    view.recorded_at[:19].replace("T", " "),
+                    view.action,
+                    f"{view.entity_type} {view.entity_id}",
+                    view.field,
+                    _short(bytes(view.old_value).decode()),
+                    _short(bytes(view.new_value).decode()),
+                    view.actor,
+                )
+            console.print(table)
+        count += events.num_rows
+    return count
+
+
+_COLUMNS = (
+    ("seq", "cyan"),
+    ("recorded (UTC)", ""),
+    ("action", "green"),
+    ("entity", ""),
+    ("field", ""),
+    ("old", "dim"),
+    ("new", ""),
+    ("actor", "magenta"),
+)
+
+
+def _short(value: str, width: int = 24) -> str:
+    if value == "null":
+        return "–"
+    return value if len(value) <= width else value[: width - 1] + "…"

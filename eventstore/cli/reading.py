@@ -1,0 +1,211 @@
+"""Commands that read a log: events, history, recent, stats, verify."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from eventstore.app import Store, open_store
+from eventstore.cli.output import Format, bytes_text, console, errors, resolve_format, write_events
+from eventstore.clock import parse_time_us, to_iso
+from eventstore.integrity.verify import verify_log
+from eventstore.model.query import EventFilter, Order
+from eventstore.query.coverage import Coverage
+from eventstore.query.stats import log_stats
+from eventstore.settings import load_settings
+
+__all__ = ["register"]
+
+TenantArgument = Annotated[str, typer.Argument(help="The tenant's name.")]
+FormatOption = Annotated[
+    Format | None, typer.Option("--format", help="Default: table on a terminal, jsonl in a pipe.")
+]
+OrderOption = Annotated[Order, typer.Option(help="asc: oldest first.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="At most this many; default all.")]
+PartialOption = Annotated[
+    bool, typer.Option("--partial", help="Go on where a segment cannot be read, and say which.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the reading commands."""
+    app.command("events")(events)
+    app.command("history")(history)
+    app.command("recent")(recent)
+    app.command("stats")(stats)
+    app.command("verify")(verify)
+
+
+def _write(
+    store: Store,
+    tenant: str,
+    wanted: EventFilter,
+    *,
+    order: Order,
+    limit: int | None,
+    form: Format | None,
+    partial: bool,
+) -> None:
+    coverage = Coverage()
+    tables = store.reader.stream(
+        tenant, wanted, order=order, limit=limit, partial=partial, coverage=coverage
+    )
+    resolved = resolve_format(form)
+    count = write_events(tables, resolved)
+    if resolved is Format.TABLE:
+        hot = sum(last - first + 1 for first, last in coverage.hot)
+        archived = sum(last - first + 1 for first, last in coverage.archive)
+        console.print(
+            f"[dim]{count:,} events; looked at {archived:,} archived in {len(coverage.windows)} windows, "
+            f"{hot:,} hot[/]",
+            highlight=False,
+        )
+    for missing in coverage.unreadable:
+        errors.print(
+            f"[red]not read:[/] seq {missing.first_seq} to {missing.last_seq}: {escape(missing.error)}",
+            highlight=False,
+        )
+    if coverage.unreadable:
+        raise typer.Exit(70)
+
+
+def events(
+    tenant: TenantArgument,
+    entity_type: str | None = None,
+    entity_id: str | None = None,
+    actor: str | None = None,
+    action: str | None = None,
+    field: str | None = None,
+    source: str | None = None,
+    workspace_id: str | None = None,
+    recorded_from: Annotated[str | None, typer.Option(help="A time, inclusive.")] = None,
+    recorded_to: Annotated[str | None, typer.Option(help="A time, exclusive.")] = None,
+    occurred_from: Annotated[str | None, typer.Option(help="A time, inclusive.")] = None,
+    occurred_to: Annotated[str | None, typer.Option(help="A time, exclusive.")] = None,
+    seq_from: int | None = None,
+    seq_to: int | None = None,
+    order: OrderOption = Order.ASC,
+    limit: LimitOption = None,
+    form: FormatOption = None,
+    partial: PartialOption = False,
+) -> None:
+    """Show the events that meet all conditions."""
+
+    def time(text: str | None) -> int | None:
+        return None if text is None else parse_time_us(text)
+
+    wanted = EventFilter(
+        entity_type=entity_type,
+        entity_id=entity_id,
+        actor=actor,
+        action=action,
+        field=field,
+        source=source,
+        workspace_id=workspace_id,
+        recorded_from_us=time(recorded_from),
+        recorded_to_us=time(recorded_to),
+        occurred_from_us=time(occurred_from),
+        occurred_to_us=time(occurred_to),
+        seq_from=seq_from,
+        seq_to=seq_to,
+    )
+    with open_store(load_settings()) as store:
+        _write(store, tenant, wanted, order=order, limit=limit, form=form, partial=partial)
+
+
+def history(
+    tenant: TenantArgument,
+    entity_id: Annotated[str, typer.Argument(help="The entity's id.")],
+    entity_type: str | None = None,
+    order: OrderOption = Order.ASC,
+    limit: LimitOption = None,
+    form: FormatOption = None,
+    partial: PartialOption = False,
+) -> None:
+    """Show everything that happened to one entity, across both tiers."""
+    wanted = EventFilter(entity_type=entity_type, entity_id=entity_id)
+    with open_store(load_settings()) as store:
+        _write(store, tenant, wanted, order=order, limit=limit, form=form, partial=partial)
+
+
+def recent(
+    tenant: TenantArgument,
+    order: OrderOption = Order.DESC,
+    limit: Annotated[int, typer.Option(min=1)] = 50,
+    form: FormatOption = None,
+) -> None:
+    """Show the newest events."""
+    with open_store(load_settings()) as store:
+        wanted = EventFilter()
+        if order is Order.ASC:
+            # The newest ones all the same, only shown the other way round.
+            wanted = EventFilter(seq_from=max(1, store.tiers.state(tenant).last_seq - limit + 1))
+        _write(store, tenant, wanted, order=order, limit=limit, form=form, partial=False)
+
+
+def stats(tenant: TenantArgument, form: FormatOption = None) -> None:
+    """Show how much a log holds, by tier and by state of its windows."""
+    with open_store(load_settings()) as store:
+        found = log_stats(store.database, tenant)
+    rows: list[tuple[str, object]] = [
+        ("hot_events", found.hot.events),
+        ("hot_bytes", found.hot.size_bytes),
+        ("archive_events", found.archive.events),
+        ("archive_bytes", found.archive.size_bytes),
+        ("archive_segments", found.segments),
+        *((f"windows_{state}", count) for state, count in found.windows.items()),
+        ("last_seq", found.last_seq),
+        ("last_hash", found.last_hash.hex()),
+        (
+            "last_recorded_at",
+            None if found.last_recorded_at_us is None else to_iso(found.last_recorded_at_us),
+        ),
+    ]
+    match resolve_format(form):
+        case Format.JSONL:
+            import json
+
+            typer.echo(json.dumps({"tenant": tenant, **dict(rows)}))
+        case Format.CSV:
+            typer.echo(",".join(["tenant", *(name for name, _ in rows)]))
+            typer.echo(",".join([tenant, *("" if v is None else str(v) for _, v in rows)]))
+        case Format.TABLE:
+            table = Table(box=None, pad_edge=False, show_header=False)
+            for name, value in rows:
+                shown = f"{value:,}" if isinstance(value, int) else str(value)
+                if name.endswith("_bytes") and isinstance(value, int):
+                    shown = bytes_text(value)
+                table.add_row(name.replace("_", " "), shown)
+            console.print(table)
+
+
+def verify(tenant: TenantArgument) -> None:
+    """Recompute the whole chain over both tiers; says at which seq it first breaks."""
+    with (
+        open_store(load_settings()) as store,
+        Progress(
+            TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=errors, transient=True, disable=not errors.is_terminal,
+        ) as bar,
+    ):
+        task = bar.add_task("verify", total=None)
+        report = verify_log(
+            store.tiers,
+            store.target,
+            tenant,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if report.ok:
+        typer.echo(
+            f"{tenant}: whole. {report.events:,} events, {report.segments} segments; "
+            f"the chain holds from its start to seq {report.last_seq}."
+        )
+        return
+    typer.echo(f"{tenant}: BROKEN at seq {report.first_break}.")
+    for problem in report.problems:
+        typer.echo(f"  seq {problem.seq}: {problem.message}" + (f" [{problem.key}]" if problem.key else ""))
+    raise typer.Exit(70)

@@ -1,0 +1,419 @@
+"""An independent checker of a whole store: the judge after a crash, a restore or a migration.
+
+It shares nothing with the code that it judges: catalog and hot events are read with plain SQL, segments with
+plain pyarrow, and every hash is computed anew from the words of the segment format. What one module believes
+by mistake, the other does not believe with it.
+
+It may run beside appends and retention. A drop is not MVCC, so the hot tables are locked (ACCESS SHARE)
+before the snapshot is taken: nothing that the snapshot sees can go away meanwhile. A drop has to wait until
+the checker is through.
+
+    report = check_store("postgresql://…", Path("/data/archive"))
+    assert not report.violations, report
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
+from psycopg.rows import dict_row
+
+__all__ = ["Archive", "Report", "Violation", "acknowledged_present", "check_store"]
+
+Acknowledged = Mapping[str, Iterable[tuple[int, bytes]]]  # tenant → (seq, event_id) of stored events
+
+_TEXTS = ("entity_type", "entity_id", "action", "field", "old_value", "new_value", "actor", "source")
+_TEXTS += ("workspace_id", "metadata")
+_TIMES = ("recorded_at", "occurred_at")
+_COLUMNS = ("seq", "event_id", *_TIMES, *_TEXTS, "hash")
+_BOUNDS = re.compile(r"FOR VALUES FROM \('([^']+)'\) TO \('([^']+)'\)")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_OLDER, _FROZEN = ("archived", "dropped"), ("sealed", "archived", "dropped")
+
+Row = dict[str, Any]
+
+
+class Archive(Protocol):
+    """What is needed of an archive; every `ArchiveTarget` has it."""
+
+    def open(self, key: str) -> BinaryIO: ...
+    def list(self, prefix: str = "") -> Iterator[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Something that must never be. `kind` is a short fixed word, `message` names the place."""
+
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found. `orphans` are objects that the catalog does not know: legal after a crash (the retry
+    adopts them), so they are told apart from violations. `events` counts each event once."""
+
+    violations: list[Violation] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    events: int = 0
+
+    def add(self, kind: str, message: str) -> None:
+        self.violations.append(Violation(kind, message))
+
+    @property
+    def kinds(self) -> set[str]:
+        return {v.kind for v in self.violations}
+
+    def __str__(self) -> str:
+        lines = [str(v) for v in self.violations] + [f"orphan (legal): {key}" for key in self.orphans]
+        return "\n".join([f"{self.events} events, {len(self.violations)} violations", *lines])
+
+
+def check_store(url: str, archive: Path | Archive, *, acknowledged: Acknowledged | None = None) -> Report:
+    """Read everything and hold it against every invariant; and that `acknowledged` is there, exactly once.
+
+    `url` is a libpq URL of the tables' owner; `archive` the target, or the folder that it keeps its objects in.
+    """
+    report = Report()
+    target = _Folder(archive) if isinstance(archive, Path) else archive
+    expected = {tenant: list(pairs) for tenant, pairs in (acknowledged or {}).items()}
+    with psycopg.connect(url, row_factory=dict_row, options="-c TimeZone=UTC") as conn:
+        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        conn.execute("LOCK TABLE events IN ACCESS SHARE MODE")  # before the first query: locks, then snapshot
+        tenants = conn.execute(
+            "SELECT t.tenant_id, t.tenant_no, h.last_seq, h.last_hash, h.last_recorded_us,"
+            " w.archived_through, w.archived_hash FROM tenants t"
+            " LEFT JOIN heads h USING (tenant_id) LEFT JOIN watermarks w USING (tenant_id) ORDER BY 1"
+        ).fetchall()
+        known_keys: set[str] = set()
+        for tenant in tenants:
+            check = _TenantCheck(conn, target, report, tenant, expected.pop(tenant["tenant_id"], []))
+            if check.has_head():
+                known_keys |= check.run()
+        for row in conn.execute("SELECT DISTINCT tenant_id FROM events"):
+            if row["tenant_id"] not in {t["tenant_id"] for t in tenants}:
+                report.add("tenant", f"hot events of {row['tenant_id']!r}, which is not registered")
+    for name, pairs in expected.items():
+        if pairs:
+            report.add("acknowledged", f"{name!r} is not registered; {len(pairs)} of its events are lost")
+    report.orphans = [info.key for info in target.list() if info.key not in known_keys]
+    return report
+
+
+def acknowledged_present(url: str, archive: Path | Archive, acknowledged: Acknowledged) -> list[Violation]:
+    """The acknowledged events that are not there exactly once, each under its seq; empty when all are."""
+    report = check_store(url, archive, acknowledged=acknowledged)
+    return [v for v in report.violations if v.kind == "acknowledged"]
+
+
+class _TenantCheck:
+    """One tenant's log, walked from seq 1 to its head: archive first, then the hot events above it."""
+
+    def __init__(
+        self,
+        conn: psycopg.Connection[Row],
+        archive: Archive,
+        report: Report,
+        tenant: Row,
+        acknowledged: list[tuple[int, bytes]],
+    ) -> None:
+        self._conn, self._archive, self._report = conn, archive, report
+        self._tenant = tenant
+        self._name: str = tenant["tenant_id"]
+        self._acknowledged = dict(acknowledged)
+        self._ids = {event_id: 0 for event_id in self._acknowledged.values()}
+        if len(self._ids) != len(acknowledged):
+            self._add("acknowledged", "one seq or one event_id was acknowledged for two events")
+        self._next_seq, self._hash, self._recorded_us = 1, _start(self._name), -(2**63)
+        # Hashes at the ends of windows and, for windows that await their drop, of every archived event.
+        self._hash_at: dict[int, bytes] = {0: self._hash}
+        self._awaiting: list[tuple[int, int]] = []
+
+    def has_head(self) -> bool:
+        for part, column in (("head", "last_seq"), ("watermark", "archived_through")):
+            if self._tenant[column] is None:
+                self._add(part, "the row is missing")
+        return self._tenant["last_seq"] is not None and self._tenant["archived_through"] is not None
+
+    def run(self) -> set[str]:
+        """Check the tenant; the keys of the segments that its catalog knows."""
+        windows = self._rows(
+            "SELECT *, {window_from} AS from_us, {window_to} AS to_us FROM windows WHERE tenant_id = %s"
+            " ORDER BY window_from"
+        )
+        leaves = {w["leaf"]: w for w in windows if w["state"] != "dropped"}
+        self._awaiting = [(w["first_seq"], w["last_seq"]) for w in windows if w["state"] == "archived"]
+        ends = {w["last_seq"] for w in windows} | {self._tenant["archived_through"], self._tenant["last_seq"]}
+        keys = self._check_segments(windows, ends)
+        if self._next_seq <= self._tenant["archived_through"]:
+            self._add("watermark", f"at seq {self._tenant['archived_through']}, the archive ends at seq "
+                      f"{self._next_seq - 1}")
+            self._next_seq = self._tenant["archived_through"] + 1
+        self._check_hot(leaves, ends)
+        self._check_ends()
+        self._check_windows(windows)
+        self._check_leaves(leaves)
+        self._check_acknowledged()
+        self._report.events += self._tenant["last_seq"]
+        return keys
+
+    # --- the two tiers --------------------------------------------------------------------------------
+
+    def _check_segments(self, windows: list[Row], ends: set[int | None]) -> set[str]:
+        by_from = {w["from_us"]: w for w in windows}
+        segments = self._rows(
+            "SELECT *, {window_from} AS from_us, {min_recorded_at} AS min_us, {max_recorded_at} AS max_us"
+            " FROM segments WHERE tenant_id = %s ORDER BY first_seq"
+        )
+        for segment in segments:
+            key, window = segment["key"], by_from.get(segment["from_us"])
+            if segment["last_seq"] > self._tenant["archived_through"]:
+                self._add("watermark", f"segment {key} lies above it")
+            if window is None or window["state"] not in _OLDER:
+                self._add("window", f"segment {key} belongs to a window that is not archived")
+            elif not window["first_seq"] <= segment["first_seq"] <= segment["last_seq"] <= window["last_seq"]:
+                self._add("window", f"segment {key} is not inside its window's seqs")
+            if segment["hash_before"] != self._hash:
+                self._add("segment", f"{key}: hash_before does not join the chain")
+            file = self._open_segment(segment)
+            count, times = 0, []
+            for row in _segment_rows(file) if file is not None else ():
+                self._event(row, f"segment {key}", ends, archived=True)
+                times.append(row["recorded_at"])
+                count += 1
+            if file is None:
+                self._resume(segment)
+            elif count != segment["last_seq"] - segment["first_seq"] + 1 or self._hash != segment["hash_after"]:
+                self._add("segment", f"{key}: its rows are not those of the catalog")
+            elif (times[0], times[-1]) != (segment["min_us"], segment["max_us"]):
+                self._add("segment", f"{key}: its times are not those of the catalog")
+            elif window and not window["from_us"] <= times[0] <= times[-1] < window["to_us"]:
+                self._add("segment", f"{key}: its times are not inside its window")
+        return {segment["key"] for segment in segments}
+
+    def _open_segment(self, segment: Row) -> pq.ParquetFile | None:
+        key = segment["key"]
+        try:
+            with self._archive.open(key) as opened:
+                data = opened.read()
+        except Exception as e:  # noqa: BLE001 - whatever a target raises, the segment cannot be read
+            self._add("segment-missing", f"{key}: {e}")
+            return None
+        if len(data) != segment["size_bytes"] or hashlib.sha256(data).digest() != segment["sha256"]:
+            self._add("segment-bytes", f"{key}: size or SHA-256 differ from the catalog")
+        try:
+            file = pq.ParquetFile(pa.BufferReader(data))
+            found = {k.decode(): v.decode() for k, v in (file.metadata.metadata or {}).items()}
+            file.read()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+            self._add("segment-bytes", f"{key} cannot be read: {e}")
+            return None
+        expected = {
+            "tenant_id": self._name,
+            "window_from_us": str(segment["from_us"]),
+            "hash_before": segment["hash_before"].hex(),
+            "hash_after": segment["hash_after"].hex(),
+            **{name: str(segment[name]) for name in ("part", "first_seq", "last_seq", "schema_version")},
+        }
+        for name, value in expected.items():
+            if found.get(f"eventstore.{name}") != value:
+                self._add("segment", f"{key}: its own {name} is {found.get(f'eventstore.{name}')}, not {value}")
+        return file
+
+    def _resume(self, segment: Row) -> None:
+        """Go on behind a segment that cannot be read, so that one damage is not reported a thousand times."""
+        self._next_seq, self._hash = segment["last_seq"] + 1, segment["hash_after"]
+        self._hash_at[segment["last_seq"]] = self._hash
+
+    def _check_hot(self, leaves: Mapping[str, Row], ends: set[int | None]) -> None:
+        columns = ", ".join(_us(c) if c in _TIMES else f'"{c}"' for c in _COLUMNS)
+        with self._conn.cursor("hot_events") as cursor:
+            cursor.execute(
+                f"SELECT {columns}, tableoid::regclass::text AS leaf FROM events WHERE tenant_id = %s"
+                " ORDER BY seq",
+                [self._name],
+            )
+            for row in cursor:
+                seq, leaf = row["seq"], row["leaf"].removeprefix("hot.").strip('"')
+                row["event_id"] = row["event_id"].bytes
+                window = leaves.get(leaf)
+                if window is None:
+                    self._add("leaf", f"seq {seq} lies in {leaf}, which no window has")
+                elif not (
+                    window["from_us"] <= row["recorded_at"] < window["to_us"]
+                    and window["first_seq"] <= seq <= (window["last_seq"] or seq)
+                ):
+                    self._add("leaf", f"seq {seq} does not belong into {leaf}")
+                if seq > self._tenant["archived_through"]:
+                    self._event(row, f"leaf {leaf}", ends, archived=False)
+                elif window is None or window["state"] != "archived":
+                    self._add("seen-twice", f"seq {seq} is archived, and still in {leaf}")
+                elif row["hash"] != self._hash_at.get(seq) or row["hash"] != _link(
+                    self._hash_at.get(seq - 1, b""), row
+                ):
+                    self._add("tiers-differ", f"seq {seq} in {leaf} is not what was archived")
+
+    def _event(self, row: Row, place: str, ends: set[int | None], *, archived: bool) -> None:
+        """The next event of the log, as its tier has it."""
+        seq, event_id = row["seq"], row["event_id"]
+        if seq < self._next_seq:
+            self._add("seen-twice", f"seq {seq} comes again in {place}")
+            return
+        if seq > self._next_seq:
+            self._add("gap", f"seq {self._next_seq} to {seq - 1} are missing before {place}")
+            self._hash = row["hash"]  # what follows can be judged only against itself
+        elif row["hash"] != _link(self._hash, row):
+            self._add("chain", f"it breaks at seq {seq} in {place}")
+        if row["recorded_at"] < self._recorded_us:
+            self._add("time", f"recorded_at goes back at seq {seq} in {place}")
+        if seq in self._acknowledged and self._acknowledged[seq] != event_id:
+            self._add("acknowledged", f"seq {seq} is {event_id.hex()}, not {self._acknowledged[seq].hex()}")
+        if event_id in self._ids:
+            self._ids[event_id] += 1
+        self._next_seq, self._hash, self._recorded_us = seq + 1, row["hash"], row["recorded_at"]
+        kept = archived and any(first - 1 <= seq <= last for first, last in self._awaiting)
+        if kept or seq in ends or seq + 1 in {first for first, _ in self._awaiting}:
+            self._hash_at[seq] = self._hash
+
+    # --- the catalog ----------------------------------------------------------------------------------
+
+    def _check_ends(self) -> None:
+        head = self._tenant
+        if self._next_seq - 1 < head["last_seq"]:
+            self._add("gap", f"seq {self._next_seq} to {head['last_seq']} are missing at the end of the log")
+        elif self._next_seq - 1 > head["last_seq"]:
+            self._add("head", f"it says seq {head['last_seq']}, the log ends at seq {self._next_seq - 1}")
+        elif self._hash != head["last_hash"]:
+            self._add("head", "its hash is not that of the last event")
+        if self._recorded_us > head["last_recorded_us"]:
+            self._add("head", "its clock is behind the last event")
+        if self._hash_at.get(head["archived_through"]) != head["archived_hash"]:
+            self._add("watermark", f"its hash is not that of seq {head['archived_through']}")
+
+    def _check_windows(self, windows: list[Row]) -> None:
+        states = [w["state"] for w in windows]
+        if [s in _OLDER for s in states] != sorted((s in _OLDER for s in states), reverse=True):
+            self._add("window", f"an older window is archived after a newer one: {states}")
+        archived_through = max((w["last_seq"] for w in windows if w["state"] in _OLDER), default=0)
+        if archived_through != self._tenant["archived_through"]:
+            self._add("watermark", f"the archived windows end at seq {archived_through}")
+        next_seq, end_us = 1, -(2**63)
+        for index, w in enumerate(windows):
+            follows = windows[index + 1]["first_seq"] if index + 1 < len(windows) else self._tenant["last_seq"] + 1
+            if w["first_seq"] != next_seq or follows <= w["first_seq"] or w["from_us"] < end_us:
+                self._add("window", f"{w['leaf']} does not follow the window before it")
+            if w["state"] in _FROZEN and (
+                w["last_seq"] != follows - 1
+                or w["hash_before"] != self._hash_at.get(w["first_seq"] - 1)
+                or w["hash_after"] != self._hash_at.get(w["last_seq"])
+            ):
+                self._add("window", f"{w['leaf']} was not frozen as it is now")
+            if w["state"] in _FROZEN and self._tenant["last_recorded_us"] < w["to_us"]:
+                self._add("head", f"its clock can still write into the sealed {w['leaf']}")
+            next_seq, end_us = follows, w["to_us"]
+
+    def _check_leaves(self, leaves: Mapping[str, Row]) -> None:
+        found = {}
+        for row in self._conn.execute(
+            "SELECT c.relname, pg_get_expr(c.relpartbound, c.oid) AS bounds FROM pg_inherits i"
+            " JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass(%s)",
+            [f"hot.events_{self._tenant['tenant_no']}"],
+        ):
+            match = _BOUNDS.fullmatch(row["bounds"])
+            found[row["relname"]] = match and tuple(_parse_us(text) for text in match.groups())
+        for name in sorted(found.keys() | leaves.keys()):
+            window = leaves.get(name)
+            if window is None:
+                self._add("leaf", f"partition {name} belongs to no window")
+            elif found.get(name) != (window["from_us"], window["to_us"]):
+                self._add("leaf", f"partition {name} is missing or has other bounds than its window")
+
+    def _check_acknowledged(self) -> None:
+        for seq, event_id in self._acknowledged.items():
+            if self._ids[event_id] != 1:
+                self._add("acknowledged", f"seq {seq} ({event_id.hex()}) is there {self._ids[event_id]} times")
+
+    def _rows(self, query: str) -> list[Row]:
+        for name in ("window_from", "window_to", "min_recorded_at", "max_recorded_at"):
+            query = query.replace(f"{{{name}}}", f"(extract(epoch FROM {name}) * 1000000)::bigint")
+        return self._conn.execute(query.encode(), [self._name]).fetchall()
+
+    def _add(self, kind: str, message: str) -> None:
+        self._report.add(kind, f"{self._name!r}: {message}")
+
+
+# --- the format, once more, from its description ------------------------------------------------------
+
+
+def _start(tenant_id: str) -> bytes:
+    tag, name = b"eventstore/chain/v1", tenant_id.encode()
+    return hashlib.sha256(_size(tag) + tag + _size(name) + name).digest()
+
+
+def _link(previous: bytes, row: Row) -> bytes:
+    """SHA-256 of the previous hash and the canonical bytes."""
+    data = previous + (1).to_bytes(8, "little") + row["seq"].to_bytes(8, "little") + row["event_id"]
+    for name in _TIMES:
+        data += row[name].to_bytes(8, "little", signed=True)
+    for name in _TEXTS:
+        text = None if row[name] is None else row[name].encode()
+        data += b"\xff" * 8 if text is None else _size(text) + text
+    return hashlib.sha256(data).digest()
+
+
+def _size(data: bytes) -> bytes:
+    return len(data).to_bytes(8, "little")
+
+
+def _us(column: str) -> str:
+    return f"(extract(epoch FROM {column}) * 1000000)::bigint AS {column}"
+
+
+def _parse_us(text: str) -> int:
+    return (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1)
+
+
+def _segment_rows(file: pq.ParquetFile) -> Iterator[Row]:
+    for index in range(file.num_row_groups):
+        table = file.read_row_group(index)
+        for name in _TIMES:
+            position = table.schema.get_field_index(name)
+            table = table.set_column(position, name, table.column(name).cast(pa.int64()))
+        for row in table.to_pylist():
+            if isinstance(row["event_id"], uuid.UUID):
+                row["event_id"] = row["event_id"].bytes
+            yield row
+
+
+class _Folder:
+    """An archive that is a local folder, read without the store's own target."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def open(self, key: str) -> BinaryIO:
+        return (self._root / key).open("rb")
+
+    def list(self, prefix: str = "") -> Iterator[Any]:
+        for path in sorted(self._root.rglob("*")):
+            key = path.relative_to(self._root).as_posix()
+            if path.is_file() and key.startswith(prefix) and not path.name.startswith(".staged-"):
+                yield _Object(key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    key: str

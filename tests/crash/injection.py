@@ -1,0 +1,116 @@
+"""Crash points set from outside: the product has no hook for them; its functions are wrapped here.
+
+A point is written `target:when:nth`, and may stand inside others: `outer>target:when:nth` counts only the
+calls of `target` that are made while `outer` runs (in any thread). A target is `module/Qualified.name`: the
+name under which the caller looks it up, such as `eventstore.retention.compactor/cut_over_window`.
+
+`when` is one of
+  before  killed as the call begins
+  after   killed when it has returned, before the caller hears of it
+  sent    only for `psycopg/Connection.wait`: the query has left for the server, its answer is not read
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable, Generator
+from importlib import import_module
+from typing import Any
+
+from psycopg import waiting
+
+__all__ = ["arm"]
+
+
+def die() -> None:
+    """End this process as kill -9 does: nothing is flushed, closed or rolled back."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
+def arm(point: str) -> None:
+    """Wrap what the point names, in this process, for good."""
+    *outer, last = point.split(">")
+    target, when, nth = last.split(":")
+    scopes = [_Scope() for _ in outer]
+    for index, name in enumerate(outer):
+        _wrap(name, functools.partial(_scoped, scopes[index]))
+    _wrap(target, functools.partial(_deadly, _Countdown(int(nth), scopes), when))
+
+
+class _Scope:
+    """How many calls of an outer function are under way."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.depth = 0
+
+    def move(self, by: int) -> None:
+        with self.lock:
+            self.depth += by
+
+
+class _Countdown:
+    """Counts the calls that are inside every scope."""
+
+    def __init__(self, nth: int, scopes: list[_Scope]) -> None:
+        self._left = nth
+        self._scopes = scopes
+        self._lock = threading.Lock()
+
+    def hit(self) -> bool:
+        if not all(scope.depth for scope in self._scopes):
+            return False
+        with self._lock:
+            self._left -= 1
+            return self._left == 0
+
+
+def _wrap(target: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    module_name, _, path = target.partition("/")
+    owner: Any = import_module(module_name)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    setattr(owner, name, functools.wraps(getattr(owner, name))(make(getattr(owner, name))))
+
+
+def _scoped(scope: _Scope, wrapped: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        scope.move(+1)
+        try:
+            return wrapped(*args, **kwargs)
+        finally:
+            scope.move(-1)
+
+    return call
+
+
+def _deadly(countdown: _Countdown, when: str, wrapped: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        hit = countdown.hit()
+        if hit and when == "before":
+            die()
+        if hit and when == "sent":
+            _send_and_die(*args)
+        result = wrapped(*args, **kwargs)
+        if hit:
+            die()
+        return result
+
+    assert when in ("before", "after", "sent"), when
+    return call
+
+
+def _send_and_die(conn: Any, generator: Generator[Any, Any, Any], *_: Any) -> None:
+    """Drive psycopg's generator until it waits for the answer alone: then the query is on its way."""
+    state = next(generator)
+    while state != waiting.Wait.R:
+        readable, writable, _ = select.select([conn.fileno()], [conn.fileno()], [])
+        ready = (waiting.Ready.R if readable else 0) | (waiting.Ready.W if writable else 0)
+        state = generator.send(waiting.Ready(ready))
+    die()
