@@ -27,7 +27,9 @@ class Settings(BaseSettings):
         None, description="Where archived windows go; file://<home>/archive unless set."
     )
     host: str = Field("127.0.0.1", description="Address that `eventstore serve` listens on.")
-    port: int = Field(8080, ge=0, le=65535, description="Port that `eventstore serve` listens on; 0 picks one.")
+    port: int = Field(
+        8080, ge=0, le=65535, description="Port that `eventstore serve` listens on; 0 picks one."
+    )
     body_bytes_max: int = Field(64 * 2**20, gt=0, description="The largest request body, in bytes.")
     value_bytes_max: int = Field(
         256 * 2**10,

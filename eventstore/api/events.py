@@ -159,7 +159,13 @@ def event_filter(
         if value is not None and "\0" in value:
             raise InputError(f"{name}: has a NUL character, which no event has")
     return EventFilter(
-        **texts,
+        entity_type=entity_type,
+        entity_id=entity_id,
+        actor=actor,
+        action=action,
+        field=field,
+        source=source,
+        workspace_id=workspace_id,
         recorded_from_us=_time("recorded_from", recorded_from),
         recorded_to_us=_time("recorded_to", recorded_to),
         occurred_from_us=_time("occurred_from", occurred_from),
@@ -213,7 +219,9 @@ async def recent(tenant: str, request: Request, limit: Limit = 50) -> Response:
     return await _page(request, tenant, EventFilter(), Order.DESC, limit, None, False)
 
 
-@router.get("/events/{seq_or_event_id}", summary="One event", responses={404: {"description": "No such event"}})
+@router.get(
+    "/events/{seq_or_event_id}", summary="One event", responses={404: {"description": "No such event"}}
+)
 async def one_event(tenant: str, seq_or_event_id: str, request: Request) -> Response:
     """By its seq, or by its event_id (a UUID)."""
     store: Store = request.app.state.store

@@ -93,7 +93,11 @@ def install(app: FastAPI) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         return problem(
-            400, "Invalid request", f"{where}: {first['msg']}", code="invalid-request", field=str(first["loc"][-1])
+            400,
+            "Invalid request",
+            f"{where}: {first['msg']}",
+            code="invalid-request",
+            field=str(first["loc"][-1]),
         )
 
     async def on_other(request: Request, error: Exception) -> Response:

@@ -6,8 +6,8 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from eventstore.archive.target import ObjectInfo
@@ -66,7 +66,7 @@ class FileTarget:
             raise TargetUnavailableError(f"cannot store {path}: {e}", hint=_HINT) from e
         return created
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str) -> BufferedIOBase:
         with self._reading(key) as path:
             return path.open("rb")
 

@@ -41,10 +41,8 @@ _FILE_SCHEMA = EVENT_SCHEMA.set(1, pa.field("event_id", pa.uuid(), nullable=Fals
 _PREFIX = b"eventstore."
 _DICTIONARY = ["entity_type", "entity_id", "action", "field", "actor", "source", "workspace_id"]
 _INCOMPRESSIBLE = ("event_id", "hash")
-_COMPRESSION = {
-    name: "NONE" if name in _INCOMPRESSIBLE else "ZSTD" for name in EVENT_SCHEMA.names
-}
-_RISING = {name: "DELTA_BINARY_PACKED" for name in ("seq", "recorded_at", "occurred_at")}
+_COMPRESSION = {name: "NONE" if name in _INCOMPRESSIBLE else "ZSTD" for name in EVENT_SCHEMA.names}
+_RISING = dict.fromkeys(("seq", "recorded_at", "occurred_at"), "DELTA_BINARY_PACKED")
 _FALSE_POSITIVES = 0.01
 
 

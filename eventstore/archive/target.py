@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 __all__ = ["ArchiveTarget", "ObjectInfo"]
 
@@ -41,7 +42,7 @@ class ArchiveTarget(Protocol):
         """
         ...
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str) -> BufferedIOBase:
         """The object's stored bytes, from its beginning.
 
         Raises:

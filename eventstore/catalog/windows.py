@@ -13,7 +13,15 @@ from eventstore.errors import CoverageError
 from eventstore.model.segment import Segment, SegmentRange, VerifiedSegment
 from eventstore.model.window import Window, WindowRecord, WindowState
 
-__all__ = ["Watermark", "check_cover", "cut_over", "list_segments", "list_windows", "mark_dropped", "read_watermark"]
+__all__ = [
+    "Watermark",
+    "check_cover",
+    "cut_over",
+    "list_segments",
+    "list_windows",
+    "mark_dropped",
+    "read_watermark",
+]
 
 
 @dataclass(frozen=True, slots=True)

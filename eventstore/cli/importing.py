@@ -1,4 +1,5 @@
 """The command that imports a file."""
+
 from __future__ import annotations
 
 import typer

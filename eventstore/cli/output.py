@@ -86,7 +86,9 @@ def _write_table(tables: Iterable[pa.Table]) -> int:
         for start in range(0, events.num_rows, 500):
             table = Table(box=None, pad_edge=False, header_style="bold")
             for name, style in _COLUMNS:
-                table.add_column(name, style=style, overflow="fold", justify="right" if name == "seq" else "left")
+                table.add_column(
+                    name, style=style, overflow="fold", justify="right" if name == "seq" else "left"
+                )
             for view in event_views(events.slice(start, 500)):
                 table.add_row(
                     str(view.seq),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -51,9 +52,7 @@ def _write(
     partial: bool,
 ) -> None:
     coverage = Coverage()
-    tables = store.reader.stream(
-        tenant, wanted, order=order, limit=limit, partial=partial, coverage=coverage
-    )
+    tables = store.reader.stream(tenant, wanted, order=order, limit=limit, partial=partial, coverage=coverage)
     resolved = resolve_format(form)
     count = write_events(tables, resolved)
     if resolved is Format.TABLE:
@@ -167,8 +166,6 @@ def stats(tenant: TenantArgument, form: FormatOption = None) -> None:
     ]
     match resolve_format(form):
         case Format.JSONL:
-            import json
-
             typer.echo(json.dumps({"tenant": tenant, **dict(rows)}))
         case Format.CSV:
             typer.echo(",".join(["tenant", *(name for name, _ in rows)]))
@@ -188,8 +185,13 @@ def verify(tenant: TenantArgument) -> None:
     with (
         open_store(load_settings()) as store,
         Progress(
-            TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=errors, transient=True, disable=not errors.is_terminal,
+            TextColumn("verifying"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=errors,
+            transient=True,
+            disable=not errors.is_terminal,
         ) as bar,
     ):
         task = bar.add_task("verify", total=None)

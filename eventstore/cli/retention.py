@@ -51,9 +51,15 @@ def run(
 def _run(store: Store, tenant: str | None, now_us: int) -> RunReport:
     tenants = store.compactor.tenants(tenant)
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("windows"),
-        TextColumn("{task.fields[events]:,} events"), TimeElapsedColumn(),
-        console=errors, transient=True, disable=not errors.is_terminal,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("windows"),
+        TextColumn("{task.fields[events]:,} events"),
+        TimeElapsedColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
     ) as bar:
         tasks = {t.tenant_id: bar.add_task(t.tenant_id, total=None, events=0, visible=False) for t in tenants}
 
@@ -96,7 +102,9 @@ def _day(us: int) -> str:
 
 
 def _show_report(report: RunReport) -> None:
-    table = Table("tenant", "windows", "events", "segments", "size", "time", "outcome", box=None, pad_edge=False)
+    table = Table(
+        "tenant", "windows", "events", "segments", "size", "time", "outcome", box=None, pad_edge=False
+    )
     for column in table.columns[1:6]:
         column.justify = "right"
     for o in report.outcomes:

@@ -42,7 +42,12 @@ def serve(
             bound = listener.getsockname()[1]
             typer.echo(f"Serving http://{host}:{bound}/v1 (described at http://{host}:{bound}/openapi.json)")
             config = uvicorn.Config(
-                create_app(store), loop="uvloop", http="httptools", ws="none", access_log=access_log,
-                log_level="info" if access_log else "warning", timeout_graceful_shutdown=30,
+                create_app(store),
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                access_log=access_log,
+                log_level="info" if access_log else "warning",
+                timeout_graceful_shutdown=30,
             )
             uvicorn.Server(config).run(sockets=[listener])

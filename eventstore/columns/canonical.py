@@ -12,7 +12,7 @@ import pyarrow as pa
 from eventstore.columns.framing import fixed_column, join_records, length_prefixed
 from eventstore.model.event import CANONICAL_VERSION, TEXT_FIELDS
 
-__all__ = ["canonical_column", "chain_column", "fixed_bytes", "first_chain_break", "int64_values"]
+__all__ = ["canonical_column", "chain_column", "first_chain_break", "fixed_bytes", "int64_values"]
 
 _HEAD = np.dtype(
     [("version", "<i8"), ("seq", "<i8"), ("event_id", "V16"), ("recorded_at", "<i8"), ("occurred_at", "<i8")]

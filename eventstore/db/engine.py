@@ -72,7 +72,9 @@ class Database:
             with psycopg.connect(self.url, connect_timeout=10, autocommit=True) as conn:
                 version = conn.info.server_version
         except psycopg.OperationalError as e:
-            raise SetupError(f"cannot connect to Postgres: {e}", hint="look at EVENTSTORE_DATABASE_URL") from e
+            raise SetupError(
+                f"cannot connect to Postgres: {e}", hint="look at EVENTSTORE_DATABASE_URL"
+            ) from e
         if version < _MIN_SERVER:
             raise SetupError(f"Postgres {version // 10000} is too old", hint="use Postgres 15 or later")
         self.pool.open()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import sqlalchemy as sa
-from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from alembic import command
 from eventstore.db.engine import Database
 from eventstore.errors import SchemaVersionError
 
@@ -78,5 +78,7 @@ def _refuse(current: str | None, required: str, cause: Exception | None) -> None
     known = current is None or current < required
     raise SchemaVersionError(
         f"the database's schema is {current or 'missing'}, this program needs {required}",
-        hint="run: eventstore db upgrade" if known else "the database is newer: upgrade the eventstore program",
+        hint="run: eventstore db upgrade"
+        if known
+        else "the database is newer: upgrade the eventstore program",
     ) from cause

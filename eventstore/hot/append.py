@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psycopg
 
 from eventstore.clock import Clock, from_us
 from eventstore.db.engine import Database
@@ -140,9 +139,7 @@ class Appender:
         if new:
             now_us = log.database_us if self._clock is None else self._clock.now_us()
             recorded_us = max(now_us, log.head.last_recorded_at_us)
-            ids = log.write(
-                pending_batch(new), np.full(len(new), recorded_us, dtype=np.int64)
-            ).to_pylist()
+            ids = log.write(pending_batch(new), np.full(len(new), recorded_us, dtype=np.int64)).to_pylist()
         return _results(outcomes, ids)
 
 

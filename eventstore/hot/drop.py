@@ -43,7 +43,10 @@ def drop_window(
                 raise CoverageError(
                     f"window {record.window} is not archived yet", hint="its cutover must commit first"
                 )
-            if list_segments(conn, tenant.tenant_id, seq_from=record.first_seq, seq_to=record.last_seq) != found:
+            if (
+                list_segments(conn, tenant.tenant_id, seq_from=record.first_seq, seq_to=record.last_seq)
+                != found
+            ):
                 raise CoverageError(
                     f"the catalog holds other segments for window {record.window} than were verified",
                     hint="nothing was dropped; run eventstore verify",

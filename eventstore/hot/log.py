@@ -95,9 +95,7 @@ class LogTransaction:
             start = end
         return pa.concat_arrays(ids)
 
-    def _copy(
-        self, leaf: str, pending: pa.RecordBatch, recorded_us: npt.NDArray[np.int64]
-    ) -> list[pa.Array]:
+    def _copy(self, leaf: str, pending: pa.RecordBatch, recorded_us: npt.NDArray[np.int64]) -> list[pa.Array]:
         # Straight into the leaf: its partition constraint holds tenant and window, and a COPY there does
         # not wait for a lock on the parents.
         statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(

@@ -99,9 +99,7 @@ def _hash_of(conn: sa.Connection, tenant_id: str, seq: int) -> bytes:
 
 def _leaf_end(conn: sa.Connection, record: WindowRecord, last_seq: int) -> bytes:
     leaf = sa.table(record.leaf, sa.column("seq"), sa.column("hash"), schema=SCHEMA)
-    ends = conn.execute(
-        sa.select(sa.func.min(leaf.c.seq), sa.func.max(leaf.c.seq))
-    ).one()
+    ends = conn.execute(sa.select(sa.func.min(leaf.c.seq), sa.func.max(leaf.c.seq))).one()
     if tuple(ends) != (record.first_seq, last_seq):
         raise CoverageError(
             f"partition {SCHEMA}.{record.leaf} holds seq {ends[0]} to {ends[1]}, "

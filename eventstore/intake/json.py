@@ -150,7 +150,9 @@ def _check_characters(event: NewEvent, index: int, lines: Sequence[int] | None) 
             decoded.encode()
         except UnicodeEncodeError as e:
             raise InvalidEventError(
-                f"{place}: has a lone surrogate, which is no character", place=place, hint="send valid Unicode"
+                f"{place}: has a lone surrogate, which is no character",
+                place=place,
+                hint="send valid Unicode",
             ) from e
 
 
@@ -176,7 +178,7 @@ def _check_year(moment: datetime, place: Place) -> None:
     offset = moment.utcoffset()
     try:
         assert offset is not None
-        moment.replace(tzinfo=None) - offset  # noqa: B018 - overflows where UTC has no such year
+        moment.replace(tzinfo=None) - offset
     except OverflowError as e:
         raise InvalidEventError(f"{place}: {moment} is outside the years 1 to 9999", place=place) from e
 

@@ -154,9 +154,7 @@ def _verify_segment(chain: _Chain, target: ArchiveTarget, segment: Segment) -> N
         chain.next_seq, chain.last_hash = r.last_seq + 1, r.hash_after
 
 
-def _verify_hot(
-    chain: _Chain, tiers: Tiers, tenant_id: str, state: LogState, head_seq: int
-) -> LogState:
+def _verify_hot(chain: _Chain, tiers: Tiers, tenant_id: str, state: LogState, head_seq: int) -> LogState:
     """One step of hot events; the same second look at the watermark as the reader takes."""
     first, last = chain.next_seq, min(head_seq, chain.next_seq + _HOT_STEP - 1)
     try:

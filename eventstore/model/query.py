@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from eventstore.errors import InputError
 
-__all__ = ["EventFilter", "Order", "PAGE_LIMIT_MAX", "decode_cursor", "encode_cursor"]
+__all__ = ["PAGE_LIMIT_MAX", "EventFilter", "Order", "decode_cursor", "encode_cursor"]
 
 PAGE_LIMIT_MAX = 10_000
 

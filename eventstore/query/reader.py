@@ -167,7 +167,9 @@ class _Walk:
 
     def _bound(self, state: LogState, after: int | None) -> None:
         self.lower = max(1, self.wanted.seq_from or 1)
-        self.upper = min(state.last_seq, self.wanted.seq_to if self.wanted.seq_to is not None else state.last_seq)
+        self.upper = min(
+            state.last_seq, self.wanted.seq_to if self.wanted.seq_to is not None else state.last_seq
+        )
         if after is not None:
             if self.descending:
                 self.upper = min(self.upper, after - 1)
@@ -238,7 +240,7 @@ class _Walk:
     def _group_span(self, group: Sequence[Segment], end: int) -> tuple[int, int]:
         if not group:
             raise CoverageError(
-                f"no segment of {self.tenant_id!r} covers seq {self.lower} to {end}, though they are archived",
+                f"no segment of {self.tenant_id!r} covers seq {self.lower} to {end}, though archived",
                 hint="run eventstore verify",
             )
         first = max(self.lower, min(s.range.first_seq for s in group))

@@ -47,13 +47,16 @@ def format_uuid(octets: bytes) -> str:
 
 
 def _texts(column: pa.Array, name: str) -> list[Any]:
-    if name in ("recorded_at", "occurred_at"):
-        return pc.strftime(column, format="%Y-%m-%dT%H:%M:%SZ").to_pylist()
-    if name == "event_id":
-        return [format_uuid(octets) for octets in column.to_pylist()]
-    if name == "hash":
-        return [octets.tobytes().hex() for octets in fixed_bytes(column, 32)]
-    return column.to_pylist()
+    match name:
+        case "recorded_at" | "occurred_at":
+            values = pc.strftime(column, format="%Y-%m-%dT%H:%M:%SZ").to_pylist()
+        case "event_id":
+            values = [format_uuid(octets) for octets in column.to_pylist()]
+        case "hash":
+            values = [octets.tobytes().hex() for octets in fixed_bytes(column, 32)]
+        case _:
+            values = column.to_pylist()
+    return list(values)
 
 
 def event_views(events: pa.Table) -> Iterator[EventView]:

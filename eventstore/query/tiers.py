@@ -81,7 +81,8 @@ class Tiers:
         watermark afterwards, and read anew if it has moved past the range's start.
         """
         query = sql.SQL(
-            "SELECT {columns} FROM events WHERE tenant_id = {tenant_id} AND {where} ORDER BY seq {order} LIMIT {limit}"
+            "SELECT {columns} FROM events WHERE tenant_id = {tenant_id} AND {where}"
+            " ORDER BY seq {order} LIMIT {limit}"
         ).format(
             columns=sql.SQL(EVENT_COLUMNS_SQL),
             tenant_id=sql.Literal(tenant_id),

@@ -91,9 +91,7 @@ class Compactor:
             now_us=now_us,
         )
 
-    def run(
-        self, tenants: Sequence[Tenant], now_us: int, *, progress: Progress | None = None
-    ) -> RunReport:
+    def run(self, tenants: Sequence[Tenant], now_us: int, *, progress: Progress | None = None) -> RunReport:
         """Run retention. An error stops the tenant it concerns, is recorded, and never the others."""
         check_now(now_us)
         journal = Journal.begin(self._database, now_us=now_us)

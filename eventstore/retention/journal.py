@@ -31,9 +31,7 @@ class Journal:
         """Start a run at a (perhaps simulated) time."""
         run_id = uuid.uuid4()
         with database.transaction() as conn:
-            conn.execute(
-                sa.insert(runs).values(run_id=run_id, now_us=now_us, status=RunStatus.RUNNING.value)
-            )
+            conn.execute(sa.insert(runs).values(run_id=run_id, now_us=now_us, status=RunStatus.RUNNING.value))
         return cls(database, run_id)
 
     def record(

@@ -85,8 +85,8 @@ def _check_leaves(tenant: Tenant, leaves: Sequence[FoundLeaf], windows: Sequence
     for name in sorted(found.keys() | known.keys()):
         if found.get(name) != known.get(name):
             raise CoverageError(
-                f"partition {name} of {tenant.tenant_id!r}: Postgres has {found.get(name, 'no such partition')}, "
-                f"the catalog {known.get(name, 'no such window')}",
+                f"partition {name} of {tenant.tenant_id!r}: Postgres has "
+                f"{found.get(name, 'no such partition')}, the catalog {known.get(name, 'no such window')}",
                 hint="someone made, changed or removed a partition by hand; this tenant is left alone",
             )
 
@@ -116,7 +116,8 @@ def _check_sequence(
             archived = following - 1
     if archived != archived_through:
         raise CoverageError(
-            f"the archive of {tenant.tenant_id!r} should reach seq {archived}, the watermark says {archived_through}",
+            f"the archive of {tenant.tenant_id!r} should reach seq {archived}, "
+            f"the watermark says {archived_through}",
             hint="run eventstore verify",
         )
     return counts

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -28,19 +26,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from psycopg.rows import dict_row
 
+from eventstore.testing.reference import (
+    COLUMNS,
+    TIMES,
+    Row,
+    chain_start,
+    link,
+    parse_us,
+    segment_rows,
+    us_sql,
+)
+
 __all__ = ["Archive", "Report", "Violation", "acknowledged_present", "check_store"]
 
 Acknowledged = Mapping[str, Iterable[tuple[int, bytes]]]  # tenant → (seq, event_id) of stored events
 
-_TEXTS = ("entity_type", "entity_id", "action", "field", "old_value", "new_value", "actor", "source")
-_TEXTS += ("workspace_id", "metadata")
-_TIMES = ("recorded_at", "occurred_at")
-_COLUMNS = ("seq", "event_id", *_TIMES, *_TEXTS, "hash")
 _BOUNDS = re.compile(r"FOR VALUES FROM \('([^']+)'\) TO \('([^']+)'\)")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OLDER, _FROZEN = ("archived", "dropped"), ("sealed", "archived", "dropped")
-
-Row = dict[str, Any]
 
 
 class Archive(Protocol):
@@ -85,7 +87,7 @@ class Report:
 def check_store(url: str, archive: Path | Archive, *, acknowledged: Acknowledged | None = None) -> Report:
     """Read everything and hold it against every invariant; and that `acknowledged` is there, exactly once.
 
-    `url` is a libpq URL of the tables' owner; `archive` the target, or the folder that it keeps its objects in.
+    `url` is a libpq URL of the tables' owner; `archive` the target, or the folder where its objects are.
     """
     report = Report()
     target = _Folder(archive) if isinstance(archive, Path) else archive
@@ -134,10 +136,10 @@ class _TenantCheck:
         self._tenant = tenant
         self._name: str = tenant["tenant_id"]
         self._acknowledged = dict(acknowledged)
-        self._ids = {event_id: 0 for event_id in self._acknowledged.values()}
+        self._ids = dict.fromkeys(self._acknowledged.values(), 0)
         if len(self._ids) != len(acknowledged):
             self._add("acknowledged", "one seq or one event_id was acknowledged for two events")
-        self._next_seq, self._hash, self._recorded_us = 1, _start(self._name), -(2**63)
+        self._next_seq, self._hash, self._recorded_us = 1, chain_start(self._name), -(2**63)
         # Hashes at the ends of windows and, for windows that await their drop, of every archived event.
         self._hash_at: dict[int, bytes] = {0: self._hash}
         self._awaiting: list[tuple[int, int]] = []
@@ -159,8 +161,10 @@ class _TenantCheck:
         ends = {w["last_seq"] for w in windows} | {self._tenant["archived_through"], self._tenant["last_seq"]}
         keys = self._check_segments(windows, ends)
         if self._next_seq <= self._tenant["archived_through"]:
-            self._add("watermark", f"at seq {self._tenant['archived_through']}, the archive ends at seq "
-                      f"{self._next_seq - 1}")
+            self._add(
+                "watermark",
+                f"at seq {self._tenant['archived_through']}, the archive ends at seq {self._next_seq - 1}",
+            )
             self._next_seq = self._tenant["archived_through"] + 1
         self._check_hot(leaves, ends)
         self._check_ends()
@@ -175,8 +179,10 @@ class _TenantCheck:
     def _check_segments(self, windows: list[Row], ends: set[int | None]) -> set[str]:
         by_from = {w["from_us"]: w for w in windows}
         segments = self._rows(
-            "SELECT *, {window_from} AS from_us, {min_recorded_at} AS min_us, {max_recorded_at} AS max_us"
-            " FROM segments WHERE tenant_id = %s ORDER BY first_seq"
+            "SELECT s.*, {window_from} AS from_us, {min_recorded_at} AS min_us, {max_recorded_at} AS max_us,"
+            " (SELECT {window_to} FROM windows w WHERE (w.tenant_id, w.window_from)"
+            " = (s.tenant_id, s.window_from)) AS to_us"
+            " FROM segments s WHERE s.tenant_id = %s ORDER BY s.first_seq"
         )
         for segment in segments:
             key, window = segment["key"], by_from.get(segment["from_us"])
@@ -190,13 +196,16 @@ class _TenantCheck:
                 self._add("segment", f"{key}: hash_before does not join the chain")
             file = self._open_segment(segment)
             count, times = 0, []
-            for row in _segment_rows(file) if file is not None else ():
+            for row in segment_rows(file) if file is not None else ():
                 self._event(row, f"segment {key}", ends, archived=True)
                 times.append(row["recorded_at"])
                 count += 1
             if file is None:
                 self._resume(segment)
-            elif count != segment["last_seq"] - segment["first_seq"] + 1 or self._hash != segment["hash_after"]:
+            elif (segment["first_seq"] + count - 1, self._hash) != (
+                segment["last_seq"],
+                segment["hash_after"],
+            ):
                 self._add("segment", f"{key}: its rows are not those of the catalog")
             elif (times[0], times[-1]) != (segment["min_us"], segment["max_us"]):
                 self._add("segment", f"{key}: its times are not those of the catalog")
@@ -224,13 +233,15 @@ class _TenantCheck:
         expected = {
             "tenant_id": self._name,
             "window_from_us": str(segment["from_us"]),
+            "window_to_us": str(segment["to_us"]),
             "hash_before": segment["hash_before"].hex(),
             "hash_after": segment["hash_after"].hex(),
             **{name: str(segment[name]) for name in ("part", "first_seq", "last_seq", "schema_version")},
         }
         for name, value in expected.items():
-            if found.get(f"eventstore.{name}") != value:
-                self._add("segment", f"{key}: its own {name} is {found.get(f'eventstore.{name}')}, not {value}")
+            own = found.get(f"eventstore.{name}")
+            if own != value:
+                self._add("segment", f"{key}: it says {name} {own} of itself, the catalog {value}")
         return file
 
     def _resume(self, segment: Row) -> None:
@@ -239,7 +250,7 @@ class _TenantCheck:
         self._hash_at[segment["last_seq"]] = self._hash
 
     def _check_hot(self, leaves: Mapping[str, Row], ends: set[int | None]) -> None:
-        columns = ", ".join(_us(c) if c in _TIMES else f'"{c}"' for c in _COLUMNS)
+        columns = ", ".join(us_sql(c) if c in TIMES else f'"{c}"' for c in COLUMNS)
         with self._conn.cursor("hot_events") as cursor:
             cursor.execute(
                 f"SELECT {columns}, tableoid::regclass::text AS leaf FROM events WHERE tenant_id = %s"
@@ -261,7 +272,7 @@ class _TenantCheck:
                     self._event(row, f"leaf {leaf}", ends, archived=False)
                 elif window is None or window["state"] != "archived":
                     self._add("seen-twice", f"seq {seq} is archived, and still in {leaf}")
-                elif row["hash"] != self._hash_at.get(seq) or row["hash"] != _link(
+                elif row["hash"] != self._hash_at.get(seq) or row["hash"] != link(
                     self._hash_at.get(seq - 1, b""), row
                 ):
                     self._add("tiers-differ", f"seq {seq} in {leaf} is not what was archived")
@@ -275,7 +286,7 @@ class _TenantCheck:
         if seq > self._next_seq:
             self._add("gap", f"seq {self._next_seq} to {seq - 1} are missing before {place}")
             self._hash = row["hash"]  # what follows can be judged only against itself
-        elif row["hash"] != _link(self._hash, row):
+        elif row["hash"] != link(self._hash, row):
             self._add("chain", f"it breaks at seq {seq} in {place}")
         if row["recorded_at"] < self._recorded_us:
             self._add("time", f"recorded_at goes back at seq {seq} in {place}")
@@ -285,7 +296,7 @@ class _TenantCheck:
             self._ids[event_id] += 1
         self._next_seq, self._hash, self._recorded_us = seq + 1, row["hash"], row["recorded_at"]
         kept = archived and any(first - 1 <= seq <= last for first, last in self._awaiting)
-        if kept or seq in ends or seq + 1 in {first for first, _ in self._awaiting}:
+        if kept or seq in ends:
             self._hash_at[seq] = self._hash
 
     # --- the catalog ----------------------------------------------------------------------------------
@@ -311,8 +322,8 @@ class _TenantCheck:
         if archived_through != self._tenant["archived_through"]:
             self._add("watermark", f"the archived windows end at seq {archived_through}")
         next_seq, end_us = 1, -(2**63)
-        for index, w in enumerate(windows):
-            follows = windows[index + 1]["first_seq"] if index + 1 < len(windows) else self._tenant["last_seq"] + 1
+        nexts = [w["first_seq"] for w in windows[1:]] + [self._tenant["last_seq"] + 1]
+        for w, follows in zip(windows, nexts, strict=False):
             if w["first_seq"] != next_seq or follows <= w["first_seq"] or w["from_us"] < end_us:
                 self._add("window", f"{w['leaf']} does not follow the window before it")
             if w["state"] in _FROZEN and (
@@ -333,7 +344,7 @@ class _TenantCheck:
             [f"hot.events_{self._tenant['tenant_no']}"],
         ):
             match = _BOUNDS.fullmatch(row["bounds"])
-            found[row["relname"]] = match and tuple(_parse_us(text) for text in match.groups())
+            found[row["relname"]] = match and tuple(parse_us(text) for text in match.groups())
         for name in sorted(found.keys() | leaves.keys()):
             window = leaves.get(name)
             if window is None:
@@ -343,59 +354,16 @@ class _TenantCheck:
 
     def _check_acknowledged(self) -> None:
         for seq, event_id in self._acknowledged.items():
-            if self._ids[event_id] != 1:
-                self._add("acknowledged", f"seq {seq} ({event_id.hex()}) is there {self._ids[event_id]} times")
+            times = self._ids[event_id]
+            if times != 1:
+                self._add("acknowledged", f"seq {seq} ({event_id.hex()}) is there {times} times")
 
     def _rows(self, query: str) -> list[Row]:
-        for name in ("window_from", "window_to", "min_recorded_at", "max_recorded_at"):
-            query = query.replace(f"{{{name}}}", f"(extract(epoch FROM {name}) * 1000000)::bigint")
+        query = re.sub(r"\{(\w+)\}", r"(extract(epoch FROM \1) * 1000000)::bigint", query)
         return self._conn.execute(query.encode(), [self._name]).fetchall()
 
     def _add(self, kind: str, message: str) -> None:
         self._report.add(kind, f"{self._name!r}: {message}")
-
-
-# --- the format, once more, from its description ------------------------------------------------------
-
-
-def _start(tenant_id: str) -> bytes:
-    tag, name = b"eventstore/chain/v1", tenant_id.encode()
-    return hashlib.sha256(_size(tag) + tag + _size(name) + name).digest()
-
-
-def _link(previous: bytes, row: Row) -> bytes:
-    """SHA-256 of the previous hash and the canonical bytes."""
-    data = previous + (1).to_bytes(8, "little") + row["seq"].to_bytes(8, "little") + row["event_id"]
-    for name in _TIMES:
-        data += row[name].to_bytes(8, "little", signed=True)
-    for name in _TEXTS:
-        text = None if row[name] is None else row[name].encode()
-        data += b"\xff" * 8 if text is None else _size(text) + text
-    return hashlib.sha256(data).digest()
-
-
-def _size(data: bytes) -> bytes:
-    return len(data).to_bytes(8, "little")
-
-
-def _us(column: str) -> str:
-    return f"(extract(epoch FROM {column}) * 1000000)::bigint AS {column}"
-
-
-def _parse_us(text: str) -> int:
-    return (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1)
-
-
-def _segment_rows(file: pq.ParquetFile) -> Iterator[Row]:
-    for index in range(file.num_row_groups):
-        table = file.read_row_group(index)
-        for name in _TIMES:
-            position = table.schema.get_field_index(name)
-            table = table.set_column(position, name, table.column(name).cast(pa.int64()))
-        for row in table.to_pylist():
-            if isinstance(row["event_id"], uuid.UUID):
-                row["event_id"] = row["event_id"].bytes
-            yield row
 
 
 class _Folder:
