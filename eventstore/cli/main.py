@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ from eventstore.db.migrate import current_version, required_version, upgrade
 from eventstore.errors import EventStoreError, InputError, IntegrityError, RetryError, SetupError, StateError
 from eventstore.settings import load_settings
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run_reporting_errors"]
 
 app = typer.Typer(
     name="eventstore",
@@ -78,9 +79,14 @@ _EXIT_STATUS: tuple[tuple[type[EventStoreError], int], ...] = (
 
 
 def main() -> None:
-    """The console script. Errors of the store are shown in words; their kind is the exit status."""
+    """The console script."""
+    run_reporting_errors(app)
+
+
+def run_reporting_errors(command: Callable[[], object]) -> None:
+    """Run a program; errors of the store are shown in words, and their kind is the exit status."""
     try:
-        app()
+        command()
     except EventStoreError as e:
         errors.print(f"[red]error:[/] {escape(e.message)}", highlight=False)
         if e.hint:

@@ -9,6 +9,7 @@ from enum import StrEnum
 import pyarrow as pa
 import pyarrow.csv
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from eventstore.query.render import event_views, to_json_lines, to_text_table
@@ -85,39 +86,30 @@ def _write_table(tables: Iterable[pa.Table]) -> int:
     for events in tables:
         for start in range(0, events.num_rows, 500):
             table = Table(box=None, pad_edge=False, header_style="bold")
-            for name, style in _COLUMNS:
-                table.add_column(
-                    name, style=style, overflow="fold", justify="right" if name == "seq" else "left"
-                )
+            table.add_column("seq", justify="right", style="cyan", no_wrap=True)
+            table.add_column("recorded (UTC)", no_wrap=True)
+            table.add_column("action", style="green", no_wrap=True)
+            table.add_column("entity", overflow="fold", ratio=3)
+            table.add_column("field", no_wrap=True)
+            table.add_column("old → new", overflow="ellipsis", no_wrap=True, ratio=3)
+            table.add_column("actor", style="magenta", overflow="ellipsis", no_wrap=True, ratio=1)
             for view in event_views(events.slice(start, 500)):
+                old, new = (bytes(v).decode() for v in (view.old_value, view.new_value))
                 table.add_row(
                     str(view.seq),
-                    view.recorded_at[:19].replace("T", " "),
-                    view.action,
-                    f"{view.entity_type} {view.entity_id}",
-                    view.field,
-                    _short(bytes(view.old_value).decode()),
-                    _short(bytes(view.new_value).decode()),
-                    view.actor,
+                    view.recorded_at[:16].replace("T", " "),
+                    escape(view.action),
+                    escape(view.entity_id),
+                    escape(view.field),
+                    escape(f"{_short(old)} → {_short(new)}"),
+                    escape(view.actor),
                 )
             console.print(table)
         count += events.num_rows
     return count
 
 
-_COLUMNS = (
-    ("seq", "cyan"),
-    ("recorded (UTC)", ""),
-    ("action", "green"),
-    ("entity", ""),
-    ("field", ""),
-    ("old", "dim"),
-    ("new", ""),
-    ("actor", "magenta"),
-)
-
-
-def _short(value: str, width: int = 24) -> str:
+def _short(value: str, width: int = 30) -> str:
     if value == "null":
         return "–"
     return value if len(value) <= width else value[: width - 1] + "…"

@@ -13,13 +13,13 @@ from rich.table import Table
 from eventstore.app import Store, open_store
 from eventstore.cli.output import Format, bytes_text, console, errors, resolve_format, write_events
 from eventstore.clock import parse_time_us, to_iso
-from eventstore.integrity.verify import verify_log
+from eventstore.integrity.verify import VerifyReport, verify_log
 from eventstore.model.query import EventFilter, Order
 from eventstore.query.coverage import Coverage
 from eventstore.query.stats import log_stats
 from eventstore.settings import load_settings
 
-__all__ = ["register"]
+__all__ = ["register", "verify_with_progress"]
 
 TenantArgument = Annotated[str, typer.Argument(help="The tenant's name.")]
 FormatOption = Annotated[
@@ -180,30 +180,33 @@ def stats(tenant: TenantArgument, form: FormatOption = None) -> None:
             console.print(table)
 
 
-def verify(tenant: TenantArgument) -> None:
-    """Recompute the whole chain over both tiers; says at which seq it first breaks."""
-    with (
-        open_store(load_settings()) as store,
-        Progress(
-            TextColumn("verifying"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=errors,
-            transient=True,
-            disable=not errors.is_terminal,
-        ) as bar,
-    ):
+def verify_with_progress(store: Store, tenant: str) -> VerifyReport:
+    """Verify a log with a progress bar, on a terminal."""
+    with Progress(
+        TextColumn(f"verifying {tenant}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    ) as bar:
         task = bar.add_task("verify", total=None)
-        report = verify_log(
+        return verify_log(
             store.tiers,
             store.target,
             tenant,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+
+
+def verify(tenant: TenantArgument) -> None:
+    """Recompute the whole chain over both tiers; says at which seq it first breaks."""
+    with open_store(load_settings()) as store:
+        report = verify_with_progress(store, tenant)
     if report.ok:
         typer.echo(
-            f"{tenant}: whole. {report.events:,} events, {report.segments} segments; "
+            f"{tenant}: whole. {report.events:,} events, {report.segments:,} segments; "
             f"the chain holds from its start to seq {report.last_seq}."
         )
         return

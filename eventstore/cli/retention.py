@@ -17,7 +17,7 @@ from eventstore.model.run import RunReport, RunStatus
 from eventstore.retention.compactor import check_now
 from eventstore.settings import load_settings
 
-__all__ = ["app"]
+__all__ = ["app", "run_with_progress", "show_report"]
 
 app = typer.Typer(help="Moving windows from Postgres to the archive.", no_args_is_help=True)
 
@@ -42,13 +42,14 @@ def run(
         if dry_run:
             _show_plan(store, tenant, now_us)
             return
-        report = _run(store, tenant, now_us)
-    _show_report(report)
+        report = run_with_progress(store, tenant, now_us)
+    show_report(report)
     if report.status is not RunStatus.COMPLETED:
         raise typer.Exit(1)
 
 
-def _run(store: Store, tenant: str | None, now_us: int) -> RunReport:
+def run_with_progress(store: Store, tenant: str | None, now_us: int) -> RunReport:
+    """Run retention with a progress bar a tenant, on a terminal."""
     tenants = store.compactor.tenants(tenant)
     with Progress(
         TextColumn("{task.description}"),
@@ -101,7 +102,8 @@ def _day(us: int) -> str:
     return text[:10] if text[11:19] == "00:00:00" else text[:16].replace("T", " ")
 
 
-def _show_report(report: RunReport) -> None:
+def show_report(report: RunReport) -> None:
+    """Print what a run did for each tenant."""
     table = Table(
         "tenant", "windows", "events", "segments", "size", "time", "outcome", box=None, pad_edge=False
     )

@@ -46,7 +46,7 @@ def open_reader(source: Source, options: ImportOptions, chunk_rows: int) -> Read
         case ImportFormat.PARQUET:
             return ParquetReader(source, options, chunk_rows)
         case ImportFormat.CSV:
-            return CsvReader(source, options)
+            return CsvReader(source, options, CHUNK_BYTES)
         case ImportFormat.JSONL:
             return JsonlReader(source, options, CHUNK_BYTES)
 
@@ -101,10 +101,10 @@ class CsvReader:
     An unquoted empty field is null. An empty line, or one of nothing but commas, is no row.
     """
 
-    def __init__(self, source: Source, options: ImportOptions) -> None:
+    def __init__(self, source: Source, options: ImportOptions, block_bytes: int) -> None:
         self._source = source
         # A row has to fit into a block, whatever its values.
-        self._block_bytes = max(CHUNK_BYTES, 8 * options.value_bytes_max)
+        self._block_bytes = max(block_bytes, 8 * options.value_bytes_max)
         self._invalid: list[pa.csv.InvalidRow] = []
         if source.size_bytes:
             check_columns(self._open({}).schema, source.name, options)

@@ -25,12 +25,7 @@ __all__ = [
 ]
 
 # Characters that a JSON string cannot hold as they are (RFC 8259, 7).
-_ESCAPED = np.zeros(256, dtype=np.bool_)
-_ESCAPED[:32] = True
-_ESCAPED[[ord('"'), ord("\\")]] = True
 _ESCAPED_PATTERN = r'["\\\x00-\x1f]'
-_SPACE = np.zeros(256, dtype=np.bool_)
-_SPACE[[9, 10, 13, 32]] = True
 _SPACE_PATTERN = r"[ \t\r\n]"
 # \\u0000 after an even number of backslashes.
 _NUL_PATTERN = r"(^|[^\\])(\\\\)*\\u0000"
@@ -48,14 +43,11 @@ def text_bytes(texts: pa.Array) -> Any:
     return np.frombuffer(data, dtype=np.uint8)[start:end]
 
 
-def _holds(texts: pa.Array, table: Any) -> bool:
-    return bool(table[text_bytes(texts)].any())
-
-
 def json_strings(texts: pa.Array) -> pa.Array:
     """Each text as a JSON string. Most need no escaping, and are only put in quotes."""
     quoted = pc.binary_join_element_wise('"', texts, '"', "")
-    if not _holds(texts, _ESCAPED):
+    data = text_bytes(texts)
+    if not ((data < 32).any() or (data == ord('"')).any() or (data == ord("\\")).any()):
         return quoted
     escaped = pc.match_substring_regex(texts, _ESCAPED_PATTERN)
     encoded = [msgspec.json.encode(text).decode() for text in texts.filter(escaped).to_pylist()]
@@ -64,7 +56,7 @@ def json_strings(texts: pa.Array) -> pa.Array:
 
 def compact_texts(texts: pa.Array) -> pa.Array:
     """JSON texts without the space between their tokens."""
-    if not _holds(texts, _SPACE):
+    if not (text_bytes(texts) <= ord(" ")).any():
         return texts
     spaced = pc.match_substring_regex(texts, _SPACE_PATTERN)
     compact = [msgspec.json.format(text, indent=-1) for text in texts.filter(spaced).to_pylist()]

@@ -29,6 +29,7 @@ from psycopg.rows import dict_row
 from eventstore.testing.reference import (
     COLUMNS,
     TIMES,
+    Folder,
     Row,
     chain_start,
     link,
@@ -90,7 +91,7 @@ def check_store(url: str, archive: Path | Archive, *, acknowledged: Acknowledged
     `url` is a libpq URL of the tables' owner; `archive` the target, or the folder where its objects are.
     """
     report = Report()
-    target = _Folder(archive) if isinstance(archive, Path) else archive
+    target = Folder(archive) if isinstance(archive, Path) else archive
     expected = {tenant: list(pairs) for tenant, pairs in (acknowledged or {}).items()}
     with psycopg.connect(url, row_factory=dict_row, options="-c TimeZone=UTC") as conn:
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -226,7 +227,9 @@ class _TenantCheck:
         try:
             file = pq.ParquetFile(pa.BufferReader(data))
             found = {k.decode(): v.decode() for k, v in (file.metadata.metadata or {}).items()}
-            file.read()
+            if file.read().column_names != list(COLUMNS):
+                self._add("segment", f"{key}: its columns are {file.schema_arrow.names}")
+                return None
         except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
             self._add("segment-bytes", f"{key} cannot be read: {e}")
             return None
@@ -364,24 +367,3 @@ class _TenantCheck:
 
     def _add(self, kind: str, message: str) -> None:
         self._report.add(kind, f"{self._name!r}: {message}")
-
-
-class _Folder:
-    """An archive that is a local folder, read without the store's own target."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def open(self, key: str) -> BinaryIO:
-        return (self._root / key).open("rb")
-
-    def list(self, prefix: str = "") -> Iterator[Any]:
-        for path in sorted(self._root.rglob("*")):
-            key = path.relative_to(self._root).as_posix()
-            if path.is_file() and key.startswith(prefix) and not path.name.startswith(".staged-"):
-                yield _Object(key)
-
-
-@dataclass(frozen=True, slots=True)
-class _Object:
-    key: str

@@ -1,7 +1,7 @@
 """Crash points set from outside: the product has no hook for them; its functions are wrapped here.
 
 A point is written `target:when:nth`, and may stand inside others: `outer>target:when:nth` counts only the
-calls of `target` that are made while `outer` runs (in any thread). A target is `module/Qualified.name`: the
+calls of `target` that `outer` makes, directly or not, in its own thread. A target is `module/Qualified.name`: the
 name under which the caller looks it up, such as `eventstore.retention.compactor/cut_over_window`.
 
 `when` is one of
@@ -42,16 +42,10 @@ def arm(point: str) -> None:
     _wrap(target, functools.partial(_deadly, _Countdown(int(nth), scopes), when))
 
 
-class _Scope:
-    """How many calls of an outer function are under way."""
+class _Scope(threading.local):
+    """How many calls of an outer function are under way in this thread."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.depth = 0
-
-    def move(self, by: int) -> None:
-        with self.lock:
-            self.depth += by
+    depth = 0
 
 
 class _Countdown:
@@ -81,11 +75,11 @@ def _wrap(target: str, make: Callable[[Callable[..., Any]], Callable[..., Any]])
 
 def _scoped(scope: _Scope, wrapped: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        scope.move(+1)
+        scope.depth += 1
         try:
             return wrapped(*args, **kwargs)
         finally:
-            scope.move(-1)
+            scope.depth -= 1
 
     return call
 

@@ -1,0 +1,1 @@
+"""`make demo`: the store's main job on real and generated histories."""

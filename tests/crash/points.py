@@ -1,0 +1,81 @@
+"""The crash points: before and after every step of append, seal, write, put, verify, cutover, drop and
+journal, and in the middle of every commit (sent, but not answered). See `tests.crash.injection` for the form.
+
+`nth` above 1 is chosen so that the process has done the thing before: the crash then meets a warm process.
+"""
+
+from __future__ import annotations
+
+__all__ = ["APPEND_POINTS", "RETENTION_POINTS"]
+
+_LOG = "eventstore.hot.log/LogTransaction"
+_FILE = "eventstore.archive.file"
+_RUN = "eventstore.retention.compactor"
+_STEPS = "eventstore.retention.steps"
+_COMMIT = "psycopg/Connection.commit"
+_WAIT = "psycopg/Connection.wait"
+
+# One append: the head's lock, a leaf if the window is new, COPY (header, rows, trailer), the head's new
+# values and COMMIT in one query.
+APPEND_POINTS = {
+    "append-before": "eventstore.hot.append/Appender.append:before:5",
+    "append-lock-sent": "eventstore.hot.append/log_transaction>psycopg/Connection.execute>"
+    f"{_WAIT}:sent:5",
+    "append-locked": f"{_LOG}.__init__:after:5",
+    "append-leaf-before": "eventstore.hot.log/create_leaf:before:3",
+    "append-leaf-after": "eventstore.hot.log/create_leaf:after:3",
+    "append-copy-first-write": f"{_LOG}._copy>psycopg/Copy.write:before:13",
+    "append-copy-header-after": f"{_LOG}._copy>psycopg/Copy.write:after:13",
+    "append-copy-rows-after": f"{_LOG}._copy>psycopg/Copy.write:after:14",
+    "append-copy-last-write": f"{_LOG}._copy>psycopg/Copy.write:after:15",
+    "append-copied": f"{_LOG}._copy:after:5",
+    "append-commit-before": f"{_LOG}._commit:before:5",
+    "append-commit-sent": f"{_LOG}._commit>{_WAIT}:sent:5",
+    "append-commit-after": f"{_LOG}._commit:after:5",
+    "append-returned": "eventstore.hot.append/Appender.append:after:5",
+}
+
+RETENTION_POINTS = {
+    # seal
+    "seal-before": f"{_RUN}/seal_window:before:1",
+    "seal-commit-before": f"{_RUN}/seal_window>{_COMMIT}:before:1",
+    "seal-commit-sent": f"{_RUN}/seal_window>{_COMMIT}>{_WAIT}:sent:1",
+    "seal-after": f"{_RUN}/seal_window:after:1",
+    "seal-open-window-commit-sent": f"{_RUN}/seal_window>{_COMMIT}>{_WAIT}:sent:3",
+    # write
+    "write-stage-before": f"{_FILE}/FileTarget.stage:before:1",
+    "write-stage-after": f"{_FILE}/FileTarget.stage:after:1",
+    "write-first-row-group": "eventstore.archive.parquet/SegmentWriter.write:after:1",
+    "write-close-before": "pyarrow.parquet/ParquetWriter.close:before:1",
+    "write-finish-after": "eventstore.archive.parquet/SegmentWriter.finish:after:1",
+    # put
+    "put-before": f"{_FILE}/FileTarget.put:before:1",
+    "put-fsync-before": f"{_FILE}/FileTarget.put>os/fsync:before:1",
+    "put-fsync-after": f"{_FILE}/FileTarget.put>os/fsync:after:1",
+    "put-link-before": "os/link:before:1",
+    "put-linked-not-unlinked": "os/link:after:1",
+    "put-folder-sync-before": f"{_FILE}/FileTarget.put>{_FILE}/_sync_folder:before:1",
+    "put-after": f"{_FILE}/FileTarget.put:after:1",
+    "put-second-part-after": f"{_FILE}/FileTarget.put:after:2",
+    # verify
+    "verify-before": f"{_STEPS}/verify_segment:before:1",
+    "verify-after": f"{_STEPS}/verify_segment:after:1",
+    "verify-second-part-before": f"{_STEPS}/verify_segment:before:2",
+    "archive-window-after": f"{_RUN}/archive_window:after:1",
+    # cutover
+    "cutover-before": f"{_RUN}/cut_over_window:before:1",
+    "cutover-commit-before": f"{_RUN}/cut_over_window>{_COMMIT}:before:1",
+    "cutover-commit-sent": f"{_RUN}/cut_over_window>{_COMMIT}>{_WAIT}:sent:1",
+    "cutover-after": f"{_RUN}/cut_over_window:after:1",
+    "cutover-second-window-after": f"{_RUN}/cut_over_window:after:2",
+    # drop
+    "drop-before": f"{_RUN}/drop_window:before:1",
+    "drop-commit-before": f"{_RUN}/drop_window>{_COMMIT}:before:1",
+    "drop-commit-sent": f"{_RUN}/drop_window>{_COMMIT}>{_WAIT}:sent:1",
+    "drop-after": f"{_RUN}/drop_window:after:1",
+    "drop-second-window-commit-before": f"{_RUN}/drop_window>{_COMMIT}:before:2",
+    # journal
+    "journal-finish-before": "eventstore.retention.journal/Journal.finish:before:1",
+    "journal-entry-written": f"eventstore.retention.journal/Journal.finish>{_COMMIT}:after:1",
+    "journal-finish-after": "eventstore.retention.journal/Journal.finish:after:1",
+}
