@@ -89,10 +89,10 @@ def _write_table(tables: Iterable[pa.Table]) -> int:
             table.add_column("seq", justify="right", style="cyan", no_wrap=True)
             table.add_column("recorded (UTC)", no_wrap=True)
             table.add_column("action", style="green", no_wrap=True)
-            table.add_column("entity", overflow="fold", ratio=3)
+            table.add_column("entity", overflow="fold", min_width=16)
             table.add_column("field", no_wrap=True)
-            table.add_column("old → new", overflow="ellipsis", no_wrap=True, ratio=3)
-            table.add_column("actor", style="magenta", overflow="ellipsis", no_wrap=True, ratio=1)
+            table.add_column("old → new", overflow="ellipsis", no_wrap=True, min_width=12)
+            table.add_column("actor", style="magenta", overflow="ellipsis", no_wrap=True, min_width=8)
             for view in event_views(events.slice(start, 500)):
                 old, new = (bytes(v).decode() for v in (view.old_value, view.new_value))
                 table.add_row(
