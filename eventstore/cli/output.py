@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 from rich.console import Console
 from rich.markup import escape
@@ -85,14 +86,7 @@ def _write_table(tables: Iterable[pa.Table]) -> int:
     count = 0
     for events in tables:
         for start in range(0, events.num_rows, 500):
-            table = Table(box=None, pad_edge=False, header_style="bold")
-            table.add_column("seq", justify="right", style="cyan", no_wrap=True)
-            table.add_column("recorded (UTC)", no_wrap=True)
-            table.add_column("action", style="green", no_wrap=True)
-            table.add_column("entity", overflow="fold", min_width=16)
-            table.add_column("field", no_wrap=True)
-            table.add_column("old → new", overflow="ellipsis", no_wrap=True, min_width=12)
-            table.add_column("actor", style="magenta", overflow="ellipsis", no_wrap=True, min_width=8)
+            table = _event_table(events)
             for view in event_views(events.slice(start, 500)):
                 old, new = (bytes(v).decode() for v in (view.old_value, view.new_value))
                 table.add_row(
@@ -107,6 +101,28 @@ def _write_table(tables: Iterable[pa.Table]) -> int:
             console.print(table)
         count += events.num_rows
     return count
+
+
+def _event_table(events: pa.Table) -> Table:
+    """An empty table whose columns share the terminal's width; what does not fit is cut or folded."""
+
+    def widest(name: str, least: int, most: int) -> int:
+        longest = pc.max(pc.utf8_length(events.column(name).cast(pa.string()))).as_py() or 0
+        return int(min(max(longest, least), most))
+
+    fixed = {"seq": widest("seq", 3, 18), "action": widest("action", 6, 10), "field": widest("field", 5, 16)}
+    rest = max(36, console.width - sum(fixed.values()) - 16 - 6 * 2)
+    actor = widest("actor", 5, rest // 5)
+    entity = widest("entity_id", 6, (rest - actor) * 2 // 5)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("seq", justify="right", style="cyan", width=fixed["seq"], no_wrap=True)
+    table.add_column("recorded (UTC)", width=16, no_wrap=True)
+    table.add_column("action", style="green", width=fixed["action"], no_wrap=True)
+    table.add_column("entity", width=entity, overflow="fold")
+    table.add_column("field", width=fixed["field"], no_wrap=True)
+    table.add_column("old → new", width=rest - actor - entity, no_wrap=True)
+    table.add_column("actor", style="magenta", width=actor, no_wrap=True)
+    return table
 
 
 def _short(value: str, width: int = 30) -> str:

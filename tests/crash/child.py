@@ -33,7 +33,7 @@ from tests.crash.injection import arm
 
 __all__ = ["Acks", "main", "new_event"]
 
-_PACE_S = 0.005  # between two rounds of a worker: leaves the two cores to the others, nothing waits for it
+_PACE_S = 0.02  # between two rounds of a worker: leaves the two cores to the others, nothing waits for it
 
 
 class Lines:
@@ -193,7 +193,7 @@ def _read_log(store: Store, tenant: str, number: int) -> list[dict[str, Any]]:
             order = Order.ASC if number % 4 == 2 else Order.DESC
             tables, after = [], None
             while True:
-                page = store.reader.page(tenant, EventFilter(), order=order, after=after, limit=29)
+                page = store.reader.page(tenant, EventFilter(), order=order, after=after, limit=61)
                 tables.append(page.events)
                 after = page.next_after
                 if after is None:

@@ -19,7 +19,7 @@ _WAIT = "psycopg/Connection.wait"
 # values and COMMIT in one query.
 APPEND_POINTS = {
     "append-before": "eventstore.hot.append/Appender.append:before:5",
-    "append-lock-sent": "eventstore.hot.append/log_transaction>psycopg/Connection.execute>"
+    "append-lock-sent": "contextlib/_GeneratorContextManager.__enter__>psycopg/Connection.execute>"
     f"{_WAIT}:sent:5",
     "append-locked": f"{_LOG}.__init__:after:5",
     "append-leaf-before": "eventstore.hot.log/create_leaf:before:3",
