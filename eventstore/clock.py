@@ -15,6 +15,8 @@ __all__ = ["US_PER_S", "Clock", "FixedClock", "SystemClock", "from_us", "parse_t
 
 US_PER_S = 1_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# The years 1 to 9999, which every part of the store can hold and show.
+_FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 
 class Clock(Protocol):
@@ -64,7 +66,7 @@ def parse_time_us(text: str) -> int:
     """Read an RFC 3339 / ISO 8601 time, or a bare date as midnight UTC.
 
     Raises:
-        InputError: not a time, or no time zone given.
+        InputError: not a time, no time zone given, or (in UTC) outside the years 1 to 9999.
     """
     try:
         moment = datetime.fromisoformat(text.strip())
@@ -72,4 +74,9 @@ def parse_time_us(text: str) -> int:
         raise InputError(f"{text!r} is not a time", hint="write it like 2026-01-31T12:00:00Z") from None
     if moment.tzinfo is None and len(text.strip()) == 10:
         moment = moment.replace(tzinfo=UTC)
-    return to_us(moment)
+    us = to_us(moment)
+    if not _FIRST_US <= us <= _LAST_US:
+        raise InputError(
+            f"{text!r} is outside the years 1 to 9999 in UTC", hint="write an earlier or later one"
+        )
+    return us

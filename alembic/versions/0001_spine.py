@@ -170,6 +170,7 @@ def upgrade() -> None:
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
         sa.Column("sha256", postgresql.BYTEA(), nullable=False),
         sa.Column("schema_version", sa.Integer(), nullable=False),
+        sa.Column("entity_filter", postgresql.BYTEA(), nullable=True),
         sa.CheckConstraint("first_seq <= last_seq", name=op.f("segments_range_ck")),
         sa.ForeignKeyConstraint(
             ["tenant_id", "window_from"],

@@ -155,12 +155,12 @@ def read_range(file: pq.ParquetFile, key: str) -> SegmentRange:
     Raises:
         ArchiveDamageError: it does not say it, or not in full.
     """
-    given = {
-        name.removeprefix(_PREFIX).decode(): value.decode()
-        for name, value in (file.metadata.metadata or {}).items()
-        if name.startswith(_PREFIX)
-    }
     try:
+        given = {
+            name.removeprefix(_PREFIX).decode(): value.decode()
+            for name, value in (file.metadata.metadata or {}).items()
+            if name.startswith(_PREFIX)
+        }
         return SegmentRange(
             tenant_id=given["tenant_id"],
             window=Window(int(given["window_from_us"]), int(given["window_to_us"])),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eventstore.archive.bloom import entity_filter
 from eventstore.archive.parquet import as_events, read_range
 from eventstore.archive.target import ArchiveTarget
 from eventstore.columns.canonical import int64_values
@@ -29,6 +30,7 @@ class SegmentContent:
     size_bytes: int
     range: SegmentRange
     file: pq.ParquetFile
+    data: bytes
 
     def row_groups(self) -> Iterator[pa.RecordBatch]:
         """The events, one batch a row group.
@@ -63,7 +65,7 @@ def read_segment(target: ArchiveTarget, key: str, *, sha256: bytes | None = None
         parquet = pq.ParquetFile(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as e:
         raise _damage(key, f"it is not a Parquet file: {e}") from e
-    return SegmentContent(key, digest, len(data), read_range(parquet, key), parquet)
+    return SegmentContent(key, digest, len(data), read_range(parquet, key), parquet, data)
 
 
 def digest_segment(target: ArchiveTarget, segment: Segment) -> bytes:
@@ -111,7 +113,8 @@ def verify_segment(
             sha256=content.sha256,
             min_recorded_at_us=first,
             max_recorded_at_us=last,
-        )
+        ),
+        entity_filter(content.file, content.data),
     )
 
 

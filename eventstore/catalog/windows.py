@@ -17,6 +17,8 @@ __all__ = [
     "Watermark",
     "check_cover",
     "cut_over",
+    "entity_filters_bytes",
+    "list_entity_filters",
     "list_segments",
     "list_windows",
     "mark_dropped",
@@ -97,6 +99,25 @@ def list_segments(
     ]
 
 
+def entity_filters_bytes(conn: sa.Connection, tenant_id: str) -> int:
+    """How many bytes the entity filters of all of a tenant's segments take."""
+    size = sa.func.coalesce(sa.func.sum(sa.func.octet_length(segments.c.entity_filter)), 0)
+    return int(conn.execute(sa.select(size).where(segments.c.tenant_id == tenant_id)).scalar_one())
+
+
+def list_entity_filters(
+    conn: sa.Connection, tenant_id: str, *, seq_from: int, seq_to: int
+) -> dict[int, bytes]:
+    """The entity filters of segments within a seq range, by the segment's first seq."""
+    query = sa.select(segments.c.first_seq, segments.c.entity_filter).where(
+        segments.c.tenant_id == tenant_id,
+        segments.c.first_seq >= seq_from,
+        segments.c.last_seq <= seq_to,
+        segments.c.entity_filter.is_not(None),
+    )
+    return {row.first_seq: bytes(row.entity_filter) for row in conn.execute(query)}
+
+
 def cut_over(conn: sa.Connection, record: WindowRecord, verified: Sequence[VerifiedSegment]) -> None:
     """Make a sealed window archived, in the connection's transaction: segments, state and watermark.
 
@@ -123,7 +144,7 @@ def cut_over(conn: sa.Connection, record: WindowRecord, verified: Sequence[Verif
             f"but the archive ends at seq {watermark.archived_through}",
             hint="an earlier window is missing from the archive: run eventstore verify",
         )
-    conn.execute(sa.insert(segments), [_segment_row(segment) for segment in found])
+    conn.execute(sa.insert(segments), [_segment_row(v) for v in verified])
     conn.execute(
         sa.update(watermarks)
         .where(watermarks.c.tenant_id == tenant_id)
@@ -181,8 +202,8 @@ def _move(
         )
 
 
-def _segment_row(segment: Segment) -> dict[str, object]:
-    r = segment.range
+def _segment_row(verified: VerifiedSegment) -> dict[str, object]:
+    segment, r = verified.segment, verified.segment.range
     return {
         "tenant_id": r.tenant_id,
         "first_seq": r.first_seq,
@@ -197,4 +218,5 @@ def _segment_row(segment: Segment) -> dict[str, object]:
         "size_bytes": segment.size_bytes,
         "sha256": segment.sha256,
         "schema_version": r.schema_version,
+        "entity_filter": verified.entity_filter,
     }

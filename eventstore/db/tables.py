@@ -113,6 +113,8 @@ segments = sa.Table(
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("sha256", BYTEA, nullable=False),
     sa.Column("schema_version", sa.Integer, nullable=False),
+    # a Bloom filter over entity_id (archive.bloom); null: it would not tell them apart
+    sa.Column("entity_filter", BYTEA),
     sa.ForeignKeyConstraint(
         ["tenant_id", "window_from"],
         ["windows.tenant_id", "windows.window_from"],

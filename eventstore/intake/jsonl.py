@@ -22,6 +22,7 @@ __all__ = ["JsonlReader"]
 
 EXTRA_FIELDS_MAX = 200
 _UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
+_ODD = re.compile(r'["\\\x00-\x1f]')
 _PATH = re.compile(r"(.*) - at `\$\.(.*)`", re.DOTALL)
 _BOM = b"\xef\xbb\xbf"
 
@@ -121,6 +122,12 @@ class JsonlReader:
             except msgspec.ValidationError as e:
                 if (unknown := _UNKNOWN.search(str(e))) is None:
                     bad[index] = _place(str(e))
+                elif _ODD.search(unknown[1]):
+                    # msgspec knows no struct fields of such names.
+                    bad[index] = (
+                        unknown[1],
+                        "is a field's name with a quote, a backslash or a control character; rename it",
+                    )
                 elif len(self._raws) < EXTRA_FIELDS_MAX + len(VALUE_FIELDS):
                     self._raws.append(unknown[1])
                     self._decoder = self._make_decoder()

@@ -46,6 +46,8 @@ class VerifiedSegment:
     """Proof that a segment was read back from its target and matched the database, value by value.
 
     Only `archive.verify` makes one; dropping a partition demands them for its whole seq range.
+    `entity_filter` is its Bloom filter over entity_id (None: it has none that would tell them apart).
     """
 
     segment: Segment
+    entity_filter: bytes | None = None

@@ -10,7 +10,7 @@ taken anew.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -150,6 +150,7 @@ class _Walk:
     coverage: Coverage
     lower: int = 1
     upper: int = 0
+    without: set[int] = field(default_factory=set)  # segments that cannot hold the entity, by first seq
 
     def run(self, after: int | None) -> Iterator[pa.Table]:
         state = self.tiers.state(self.tenant_id)
@@ -204,11 +205,13 @@ class _Walk:
         """Everything that is wanted from the archive, step by step."""
         budget = _ARCHIVE_EVENTS
         segments = self.tiers.segments(self.tenant_id, archived_through)
+        if self.wanted.entity_id is not None:
+            self.without = self.tiers.without_entity(self.tenant_id, archived_through, self.wanted.entity_id)
         end = min(self.upper, archived_through)
         while self.remaining > 0 and self.lower <= end and (not self.descending or self.upper >= self.lower):
             group = self._next_segments(segments, end, budget)
             first, last = self._group_span(group, end)
-            readable = [s for s in group if self._overlaps(s)]
+            readable = [s for s in group if self._may_match(s)]
             limit = min(self.remaining, _STEP_ROWS_MAX)
             events = self._read_group(readable, first, last, limit)
             first, last = self._advance(events, first, last, full=events.num_rows == limit)
@@ -223,8 +226,8 @@ class _Walk:
                 yield events
 
     def _next_segments(self, segments: Sequence[Segment], end: int, budget: int) -> list[Segment]:
-        """The next segments in reading order that hold about `budget` events; those that the recorded
-        times exclude cost nothing."""
+        """The next segments in reading order that hold about `budget` events; those that recorded times
+        or the entity exclude cost nothing."""
         inside = [s for s in segments if s.range.last_seq >= self.lower and s.range.first_seq <= end]
         if self.descending:
             inside.reverse()
@@ -232,7 +235,7 @@ class _Walk:
         events = 0
         for segment in inside:
             group.append(segment)
-            events += segment.range.event_count if self._overlaps(segment) else 0
+            events += segment.range.event_count if self._may_match(segment) else 0
             if events >= min(budget, max(self.remaining, 1) if self.wanted.is_range else budget):
                 break
         return group
@@ -252,7 +255,9 @@ class _Walk:
             )
         return first, last
 
-    def _overlaps(self, segment: Segment) -> bool:
+    def _may_match(self, segment: Segment) -> bool:
+        if segment.range.first_seq in self.without:
+            return False
         start, end = self.wanted.recorded_from_us, self.wanted.recorded_to_us
         return (start is None or segment.max_recorded_at_us >= start) and (
             end is None or segment.min_recorded_at_us < end

@@ -6,16 +6,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 from psycopg import sql
 
 from eventstore.archive.scan import ArchiveScan
-from eventstore.catalog.windows import list_segments
+from eventstore.catalog.windows import entity_filters_bytes, list_entity_filters, list_segments
 from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.db.engine import Database
 from eventstore.errors import TenantNotFoundError
 from eventstore.hot.read import EVENT_COLUMNS_SQL, to_events
+from eventstore.model.bloom import BloomProbe
 from eventstore.model.query import EventFilter
 from eventstore.model.segment import Segment
 from eventstore.model.tenant import check_tenant_id
@@ -24,6 +26,18 @@ from eventstore.query.conditions import DuckDialect, PostgresDialect, conditions
 __all__ = ["LogState", "Tiers"]
 
 _CACHED_SEGMENTS_MAX = 200_000
+_CACHED_FILTERS_MAX = 20_000
+_CACHED_FILTER_BYTES_MAX = 64 * 2**20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known(Generic[T]):
+    """Something listed from the catalog, up to a watermark."""
+
+    through: int
+    value: T
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +59,8 @@ class Tiers:
         self._scan = scan
         self._lock = threading.Lock()
         # Segments never change, and a log's archive only grows: what was listed up to a watermark stays so.
-        self._segments: OrderedDict[str, tuple[int, tuple[Segment, ...]]] = OrderedDict()
+        self._segments: OrderedDict[str, _Known[tuple[Segment, ...]]] = OrderedDict()
+        self._filters: OrderedDict[str, _Known[dict[int, bytes]]] = OrderedDict()
 
     def state(self, tenant_id: str) -> LogState:
         """The log's state now.
@@ -109,21 +124,41 @@ class Tiers:
         where = conditions(wanted, DuckDialect(), seq_from=seq_from, seq_to=seq_to)
         return self._scan.query(segments, where, descending=descending, limit=limit)
 
-    def segments(self, tenant_id: str, archived_through: int) -> tuple[Segment, ...]:
+    def segments(self, tenant_id: str, archived_through: int) -> Sequence[Segment]:
         """All segments up to a watermark, in seq order."""
         with self._lock:
-            known_through, known = self._segments.get(tenant_id, (0, ()))
-        if known_through < archived_through:
+            known = self._segments.get(tenant_id, _Known(0, ()))
+        if known.through < archived_through:
             with self._database.transaction() as conn:
-                new = list_segments(conn, tenant_id, seq_from=known_through + 1, seq_to=archived_through)
-            known = (*known, *new)
-            with self._lock:
-                self._segments[tenant_id] = (archived_through, known)
-                self._segments.move_to_end(tenant_id)
-                while sum(len(s) for _, s in self._segments.values()) > _CACHED_SEGMENTS_MAX > 0:
-                    if len(self._segments) == 1:
-                        break
-                    self._segments.popitem(last=False)
-        if known and known[-1].range.last_seq > archived_through:
-            return tuple(s for s in known if s.range.first_seq <= archived_through)
-        return known
+                new = list_segments(conn, tenant_id, seq_from=known.through + 1, seq_to=archived_through)
+            known = _Known(archived_through, (*known.value, *new))
+            self._remember(self._segments, tenant_id, known, _CACHED_SEGMENTS_MAX)
+        if known.through > archived_through:
+            return [s for s in known.value if s.range.last_seq <= archived_through]
+        return known.value
+
+    def without_entity(self, tenant_id: str, archived_through: int, entity_id: str) -> set[int]:
+        """The segments, by first seq, that certainly hold no event of an entity."""
+        with self._lock:
+            known = self._filters.get(tenant_id, _Known[dict[int, bytes]](0, {}))
+        if known.through < archived_through:
+            with self._database.transaction() as conn:
+                if entity_filters_bytes(conn, tenant_id) > _CACHED_FILTER_BYTES_MAX:
+                    return set()  # the Bloom filters inside the files serve
+                new = list_entity_filters(
+                    conn, tenant_id, seq_from=known.through + 1, seq_to=archived_through
+                )
+            known = _Known(archived_through, known.value | new)
+            self._remember(self._filters, tenant_id, known, _CACHED_FILTERS_MAX)
+        probe = BloomProbe(entity_id.encode())
+        return {first_seq for first_seq, bits in known.value.items() if not probe.may_be_in(bits)}
+
+    def _remember(
+        self, cache: OrderedDict[str, _Known[Any]], tenant_id: str, known: _Known[Any], most: int
+    ) -> None:
+        """Keep what is known of a tenant; the longest unused tenants are forgotten beyond `most` items."""
+        with self._lock:
+            cache[tenant_id] = known
+            cache.move_to_end(tenant_id)
+            while len(cache) > 1 and sum(len(k.value) for k in cache.values()) > most:
+                cache.popitem(last=False)

@@ -1,0 +1,221 @@
+"""Migrations: they make exactly the models, refuse other versions, and are inside the wheel."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from eventstore.app import open_store
+from eventstore.catalog.tenants import create_tenant
+from eventstore.db.engine import Database
+from eventstore.db.migrate import check_schema, current_version, migrations_path, required_version, upgrade
+from eventstore.db.tables import metadata
+from eventstore.errors import SchemaVersionError
+from eventstore.model.policy import DEFAULT_POLICY
+from eventstore.settings import Settings
+from tests.conftest import create_database
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def empty(server_url: str) -> Iterator[Database]:
+    """A database without any schema."""
+    name = f"empty_{os.urandom(6).hex()}"
+    database = Database(create_database(server_url, name))
+    database.open()
+    yield database
+    database.close()
+    engine = sa.create_engine(
+        sa.make_url(server_url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as conn:
+        conn.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    engine.dispose()
+
+
+def differences(database: Database) -> list[object]:
+    with database.engine.connect() as conn:
+        context = MigrationContext.configure(
+            conn, opts={"compare_type": True, "compare_server_default": True, "target_metadata": metadata}
+        )
+        return list(compare_metadata(context, metadata))
+
+
+def test_migrations_make_exactly_the_models(empty: Database) -> None:
+    upgrade(empty)
+    assert differences(empty) == []
+
+
+def test_the_comparison_sees_differences(empty: Database) -> None:
+    """The guard's guard: a column, a type and an index more or less are found."""
+    upgrade(empty)
+    for change in (
+        "ALTER TABLE runs ADD COLUMN extra text",
+        "ALTER TABLE heads ALTER COLUMN last_seq TYPE integer",
+        "CREATE INDEX extra ON segments (part)",
+        "ALTER TABLE windows ALTER COLUMN leaf DROP NOT NULL",
+    ):
+        before = len(differences(empty))
+        with empty.transaction() as conn:
+            conn.exec_driver_sql(change)
+        assert len(differences(empty)) == before + 1, change
+
+
+def constraints(database: Database) -> dict[str, str]:
+    """Check constraints and their text, which Alembic does not compare."""
+    with database.engine.connect() as conn:
+        rows = conn.exec_driver_sql(
+            "SELECT conrelid::regclass || '.' || conname, pg_get_constraintdef(oid) FROM pg_constraint"
+            " WHERE connamespace = 'public'::regnamespace AND contype <> 'n'"
+        )
+        return {name: text for name, text in rows if not name.startswith("alembic")}
+
+
+def test_constraints_are_those_of_the_models(empty: Database, server_url: str) -> None:
+    upgrade(empty)
+    migrated = constraints(empty)
+    with empty.transaction() as conn:
+        conn.exec_driver_sql("DROP SCHEMA public CASCADE")
+        conn.exec_driver_sql("CREATE SCHEMA public")
+        metadata.create_all(conn)
+    assert migrated == constraints(empty)
+    assert len(migrated) > 20
+
+
+def test_there_is_a_single_head() -> None:
+    script = ScriptDirectory(str(migrations_path()))
+    assert len(script.get_heads()) == 1
+    assert len(script.get_bases()) == 1
+
+
+def test_upgrading_twice_changes_nothing(empty: Database) -> None:
+    first = upgrade(empty)
+    create_tenant(empty, "acme", DEFAULT_POLICY)
+    assert upgrade(empty) == first == current_version(empty) == required_version(empty)
+    with empty.transaction() as conn:
+        assert conn.exec_driver_sql("SELECT count(*) FROM tenants").scalar_one() == 1
+    check_schema(empty)
+
+
+def set_version(database: Database, version: str) -> None:
+    with database.transaction() as conn:
+        conn.execute(sa.text("UPDATE alembic_version SET version_num = :v"), {"v": version})
+
+
+def run_cli(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "eventstore.cli.main_module", *arguments]
+        if False
+        else [str(Path(sys.executable).parent / "eventstore"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "EVENTSTORE_DATABASE_URL": url, "COLUMNS": "200"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "named", "mend"),
+    [
+        (None, "is missing", "eventstore db upgrade"),
+        ("0000", "is 0000", "eventstore db upgrade"),
+        ("9999", "is 9999", "upgrade the eventstore program"),
+    ],
+    ids=["missing", "older", "newer"],
+)
+def test_another_version_is_refused(
+    empty: Database, tmp_path: Path, version: str | None, named: str, mend: str
+) -> None:
+    if version is not None:
+        upgrade(empty)
+        set_version(empty, version)
+    settings = Settings(database_url=empty.url, home=tmp_path)
+    with pytest.raises(SchemaVersionError, match=named) as caught, open_store(settings):
+        pass
+    assert mend in caught.value.hint
+    assert required_version(empty) in caught.value.message
+    shown = run_cli(empty.url, "tenants", "list")
+    assert shown.returncode == 78, shown
+    assert named in shown.stderr
+    assert mend in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_a_newer_database_is_not_upgraded(empty: Database) -> None:
+    upgrade(empty)
+    set_version(empty, "9999")
+    with pytest.raises(SchemaVersionError, match="9999"):
+        upgrade(empty)
+    assert current_version(empty) == "9999"
+
+
+def test_the_command_line_upgrades(empty: Database) -> None:
+    before = run_cli(empty.url, "db", "version")
+    assert (before.returncode, "database: none" in before.stdout) == (1, True)
+    done = run_cli(empty.url, "db", "upgrade")
+    assert done.returncode == 0, done
+    assert required_version(empty) in done.stdout
+    assert run_cli(empty.url, "db", "version").returncode == 0
+
+
+def test_a_migration_that_gets_no_lock_gives_up(empty: Database, server_url: str) -> None:
+    """Two programs that upgrade at once: the second waits its turn, and then finds nothing to do."""
+    upgrade(empty)
+    with empty.engine.connect() as conn:
+        locks = conn.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").scalar_one()
+    assert locks == 0
+
+
+LOOK = """
+import json, sys
+import eventstore
+from eventstore.db.migrate import migrations_path
+path = migrations_path()
+print(json.dumps([eventstore.__file__, str(path), sorted(p.name for p in (path / "versions").glob("*.py"))]))
+"""
+
+
+def test_a_wheel_brings_its_migrations(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def run(*command: str, cwd: Path = ROOT, **more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=cwd,
+            env={**environment, **more},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"))
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    ours = sorted(path.name for path in (ROOT / "alembic" / "versions").glob("*.py"))
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+    assert {f"eventstore/_alembic/versions/{name}" for name in ours} <= set(names)
+    assert {"eventstore/_alembic/env.py", "eventstore/py.typed"} <= set(names)
+    assert not any(name.startswith(("tests/", "alembic/")) for name in names)
+    assert "eventstore/_alembic/__init__.py" not in names
+    run("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(tmp_path / "lib"), str(wheel))
+    found = run("-c", LOOK, cwd=tmp_path, PYTHONPATH=str(tmp_path / "lib"))
+    package, path, versions = json.loads(found)
+    assert Path(package).is_relative_to(tmp_path)
+    assert Path(path) == tmp_path / "lib" / "eventstore" / "_alembic"
+    assert versions == ours
