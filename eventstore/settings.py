@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     port: int = Field(
         8080, ge=0, le=65535, description="Port that `eventstore serve` listens on; 0 picks one."
     )
-    body_bytes_max: int = Field(64 * 2**20, gt=0, description="The largest request body, in bytes.")
+    body_bytes_max: int = Field(64 * 2**20, gt=0, le=2**30, description="The largest request body, in bytes.")
     value_bytes_max: int = Field(
         256 * 2**10,
         gt=0,

@@ -83,6 +83,9 @@ class Database:
         """Close every connection."""
         self.pool.close()
         self.engine.dispose()
+        self._close_idle_arrow()
+
+    def _close_idle_arrow(self) -> None:
         while True:
             try:
                 self._adbc_idle.get_nowait().close()
@@ -92,7 +95,7 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
         """A SQLAlchemy connection in one transaction (READ COMMITTED): commits, or rolls back."""
-        with self.engine.begin() as conn:
+        with _reporting_loss(), self.engine.begin() as conn:
             yield conn
 
     @contextmanager
@@ -107,9 +110,10 @@ class Database:
         except PoolTimeout as e:
             raise BusyError("no database connection came free", hint="try again in a moment") from e
         try:
-            yield conn
+            with _reporting_loss():
+                yield conn
         finally:
-            # A connection given back inside a transaction is rolled back by the pool.
+            # A connection given back inside a transaction is rolled back by the pool, a broken one closed.
             self.pool.putconn(conn)
 
     @contextmanager
@@ -120,9 +124,12 @@ class Database:
         except queue.Empty:
             conn = self._connect_arrow()
         try:
-            yield conn
+            with _reporting_loss():
+                yield conn
         except BaseException:
             conn.close()
+            # If the server went away, the idle connections are as dead as this one.
+            self._close_idle_arrow()
             raise
         try:
             self._adbc_idle.put_nowait(conn)
@@ -138,3 +145,26 @@ class Database:
             for name, value in _SESSION.items():
                 cursor.execute(f"SET {name} = '{value}'")
         return conn
+
+
+@contextmanager
+def _reporting_loss() -> Iterator[None]:
+    """Turn a lost connection, in whichever library's words, into the error that says what to do."""
+    try:
+        yield
+    except (psycopg.OperationalError, sa.exc.OperationalError, adbc_driver_manager.OperationalError) as e:
+        if not _is_loss(e.orig if isinstance(e, sa.exc.OperationalError) else e):
+            raise
+        raise BusyError(
+            f"the connection to Postgres was lost: {str(e).strip().splitlines()[0]}",
+            hint="try again; an append whose answer was lost may have been stored: send the same event_ids",
+        ) from e
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    """Connection failures have no SQLSTATE, class 08, or say that the server is going or coming (57P0x)."""
+    sqlstate = getattr(error, "sqlstate", None)
+    if sqlstate is None:
+        return True
+    # ADBC gives five NULs where there is none.
+    return not sqlstate.strip("\0 ") or sqlstate.startswith(("08", "57P0"))

@@ -6,7 +6,7 @@ Both ways in use it: `hot.append` (requests, group commit) and `intake.importer`
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -194,8 +194,10 @@ def log_transaction(
         # Dying before this line leaves nothing of the append; after it, all of it.
         log._commit()
     except BaseException:
+        # On a broken connection the server rolls back by itself; the pool discards it.
         if not conn.closed:
-            conn.execute("ROLLBACK")
+            with suppress(psycopg.OperationalError):
+                conn.execute("ROLLBACK")
         raise
 
 

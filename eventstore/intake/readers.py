@@ -5,6 +5,8 @@ Rows are numbered from 1. What cannot even be read as a row is a reject of its o
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -20,6 +22,7 @@ from eventstore.intake.jsonl import JsonlReader
 from eventstore.intake.raw import RawChunk
 from eventstore.intake.rejects import Reject
 from eventstore.intake.source import ImportFormat, Source
+from eventstore.intake.values import text_bytes
 
 __all__ = ["CHUNK_BYTES", "CsvReader", "ParquetReader", "Reader", "open_reader"]
 
@@ -106,10 +109,12 @@ class CsvReader:
         # A row has to fit into a block, whatever its values.
         self._block_bytes = max(block_bytes, 8 * options.value_bytes_max)
         self._invalid: list[pa.csv.InvalidRow] = []
+        self._names: list[str] = []
         if source.size_bytes:
-            check_columns(self._open({}).schema, source.name, options)
+            self._names = _header(source)
+            check_columns(pa.schema([(name, pa.string()) for name in self._names]), source.name, options)
 
-    def _open(self, types: dict[str, pa.DataType]) -> pa.csv.CSVStreamingReader:
+    def _open(self) -> pa.csv.CSVStreamingReader:
         def keep(row: pa.csv.InvalidRow) -> str:
             self._invalid.append(row)
             return "skip"
@@ -124,21 +129,20 @@ class CsvReader:
                     newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=keep
                 ),
                 convert_options=pa.csv.ConvertOptions(
-                    column_types=types,
+                    column_types=dict.fromkeys(self._names, pa.binary()),
                     strings_can_be_null=True,
                     quoted_strings_can_be_null=False,
                     null_values=[""],
                 ),
             )
-        except (pa.ArrowInvalid, UnicodeDecodeError) as e:
+        except pa.ArrowInvalid as e:
             raise self._damaged(0, e) from e
 
     def chunks(self, rows_read: int) -> Iterator[RawChunk]:
         if not self._source.size_bytes:
             return
-        names = self._open({}).schema.names
-        reader = self._open(dict.fromkeys(names, pa.binary()))
-        numbers = _CsvNumbers(header_lines=1 + sum(name.count("\n") for name in names))
+        reader = self._open()
+        numbers = _CsvNumbers(header_lines=1 + sum(name.count("\n") for name in self._names))
         done = False
         while not done:
             try:
@@ -161,6 +165,20 @@ class CsvReader:
             f"{self._source.name} cannot be read as CSV after row {row}: {error}",
             hint="it needs a header line, commas between fields, and double quotes around fields with commas",
         )
+
+
+def _header(source: Source) -> list[str]:
+    """The names of the columns, from the first record."""
+    source.file.seek(0)
+    text = io.TextIOWrapper(source.file, encoding="utf-8-sig", newline="")
+    try:
+        return next(csv.reader(text), [])
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise InputError(
+            f"the header line of {source.name} cannot be read: {e}", hint="save the file as UTF-8 text"
+        ) from e
+    finally:
+        text.detach()
 
 
 class _Unclosed:
@@ -245,7 +263,7 @@ def _heights(batch: pa.RecordBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]
     """How many lines each row takes."""
     heights = np.ones(batch.num_rows, dtype=np.int64)
     for column in batch.columns:
-        if b"\n" in (column.buffers()[2] or b""):
+        if (text_bytes(column) == ord("\n")).any():
             breaks = pc.fill_null(pc.count_substring(column, "\n"), 0)
             heights += breaks.to_numpy(zero_copy_only=False)
     return heights

@@ -84,18 +84,19 @@ def open_source(
         except OSError as e:
             raise InputError(f"cannot read {source}: {e.strerror}", hint="check the path") from e
         with file:
-            size = os.fstat(file.fileno()).st_size
-            digest = _hash(file, None, lambda done: hashed(done, size))
-            yield _checked(str(source), chosen, file, digest)
+            # What is appended from here on is seen by `check_unchanged`.
+            before = os.fstat(file.fileno())
+            digest = _hash(file, None, lambda done: hashed(done, before.st_size), before.st_size)
+            yield _checked(str(source), chosen, file, digest, before)
     else:
         if file_format is None:
             raise InputError(
                 "standard input has no name to tell its format", hint="say which: --format jsonl"
             )
         with tempfile.TemporaryFile() as spool:
-            digest = _hash(source, spool, lambda done: hashed(done, None))
+            digest = _hash(source, spool, lambda done: hashed(done, None), None)
             spool.flush()
-            yield _checked("standard input", file_format, spool, digest)
+            yield _checked("standard input", file_format, spool, digest, os.fstat(spool.fileno()))
 
 
 def _by_suffix(path: Path) -> ImportFormat:
@@ -108,9 +109,12 @@ def _by_suffix(path: Path) -> ImportFormat:
     return ImportFormat(name)
 
 
-def _hash(source: BinaryIO, copy: BinaryIO | None, done: Callable[[int], None]) -> bytes:
+def _hash(
+    source: BinaryIO, copy: BinaryIO | None, done: Callable[[int], None], size_bytes: int | None
+) -> bytes:
+    """SHA-256 of a file of that size, or (None) of all that a stream gives."""
     digest, count = hashlib.sha256(), 0
-    while block := source.read(_BLOCK_BYTES):
+    while (size_bytes is None or count < size_bytes) and (block := source.read(_BLOCK_BYTES)):
         digest.update(block)
         if copy is not None:
             copy.write(block)
@@ -119,25 +123,25 @@ def _hash(source: BinaryIO, copy: BinaryIO | None, done: Callable[[int], None]) 
     return digest.digest()
 
 
-def _checked(name: str, chosen: ImportFormat, file: BinaryIO, sha256: bytes) -> Source:
-    status = os.fstat(file.fileno())
+def _checked(
+    name: str, chosen: ImportFormat, file: BinaryIO, sha256: bytes, status: os.stat_result
+) -> Source:
     file.seek(0)
     start = file.read(16)
     file.seek(0)
-    if (chosen is ImportFormat.PARQUET) != start.startswith(_PARQUET_MAGIC):
-        for magic, command in _COMPRESSED.items():
-            if start.startswith(magic):
-                raise InputError(
-                    f"{name} is compressed",
-                    hint=f"{command} FILE | eventstore import TENANT - --format {chosen}",
-                )
-        if chosen is ImportFormat.PARQUET:
+    for magic, command in _COMPRESSED.items():
+        if start.startswith(magic):
             raise InputError(
-                f"{name} is not a Parquet file (it begins with {start[:4]!r}, not {_PARQUET_MAGIC!r})",
-                hint="say what it is with --format jsonl or --format csv",
+                f"{name} is compressed", hint=f"{command} FILE | eventstore import TENANT - --format {chosen}"
             )
-        if start.startswith(_PARQUET_MAGIC):
-            raise InputError(f"{name} is a Parquet file, not {chosen}", hint="--format parquet")
+    is_parquet = start.startswith(_PARQUET_MAGIC)
+    if chosen is ImportFormat.PARQUET and not is_parquet:
+        raise InputError(
+            f"{name} is not a Parquet file (it begins with {start[:4]!r}, not {_PARQUET_MAGIC!r})",
+            hint="say what it is with --format jsonl or --format csv",
+        )
+    if chosen is not ImportFormat.PARQUET and is_parquet:
+        raise InputError(f"{name} is a Parquet file, not {chosen}", hint="say so: --format parquet")
     text = start.removeprefix(_BOM).lstrip()
     if chosen is ImportFormat.JSONL and text.startswith(b"["):
         raise InputError(

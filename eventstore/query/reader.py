@@ -31,7 +31,12 @@ _HOT_SPAN = 100_000
 _ARCHIVE_EVENTS = 250_000
 # Where Bloom filters help, each further step may look at this many times more segments than the last.
 _SELECTIVE_GROWTH = 16
+# Steps are sized by what events turn out to take in memory: a first small one, then about this much.
+_STEP_BYTES = 32 * 2**20
+_STEP_ROWS_FIRST = 256
 _STEP_ROWS_MAX = 50_000
+# A page ends early rather than be larger than about this.
+_PAGE_BYTES_MAX = 32 * 2**20
 _NO_LIMIT = 2**62
 
 
@@ -60,7 +65,8 @@ class LogReader:
         limit: int,
         partial: bool = False,
     ) -> Page:
-        """One page of at most `limit` events. `after` is the seq at which the page before ended.
+        """One page of at most `limit` events, fewer if they are very large. `after` is the seq at which
+        the page before ended.
 
         Raises:
             ArchiveDamageError: a segment that had to be read cannot be (unless `partial`: it is then
@@ -71,11 +77,18 @@ class LogReader:
         steps = self.stream(
             tenant_id, wanted, order=order, after=after, limit=limit + 1, partial=partial, coverage=coverage
         )
-        events = pa.concat_tables([EVENT_SCHEMA.empty_table(), *steps]).combine_chunks()
-        if events.num_rows <= limit:
-            return Page(events, None, coverage)
-        events = events.slice(0, limit)
-        return Page(events, events.column("seq")[limit - 1].as_py(), coverage)
+        tables, size_bytes = [EVENT_SCHEMA.empty_table()], 0
+        for events in steps:
+            tables.append(events)
+            size_bytes += events.nbytes
+            if size_bytes > _PAGE_BYTES_MAX:
+                limit = min(limit, sum(table.num_rows for table in tables) - 1)
+                break
+        found = pa.concat_tables(tables).combine_chunks()
+        if found.num_rows <= limit:
+            return Page(found, None, coverage)
+        limit = max(limit, 1)
+        return Page(found.slice(0, limit), found.column("seq")[limit - 1].as_py(), coverage)
 
     def stream(
         self,
@@ -150,6 +163,7 @@ class _Walk:
     coverage: Coverage
     lower: int = 1
     upper: int = 0
+    step_rows: int = _STEP_ROWS_FIRST
     without: set[int] = field(default_factory=set)  # segments that cannot hold the entity, by first seq
 
     def run(self, after: int | None) -> Iterator[pa.Table]:
@@ -189,7 +203,7 @@ class _Walk:
                 first = max(first, last - _HOT_SPAN + 1)
             else:
                 last = min(last, first + _HOT_SPAN - 1)
-        limit = min(self.remaining, _STEP_ROWS_MAX)
+        limit = min(self.remaining, self.step_rows)
         events = self.tiers.hot(
             self.tenant_id, self.wanted, first, last, descending=self.descending, limit=limit
         )
@@ -212,7 +226,7 @@ class _Walk:
             group = self._next_segments(segments, end, budget)
             first, last = self._group_span(group, end)
             readable = [s for s in group if self._may_match(s)]
-            limit = min(self.remaining, _STEP_ROWS_MAX)
+            limit = min(self.remaining, self.step_rows)
             events = self._read_group(readable, first, last, limit)
             first, last = self._advance(events, first, last, full=events.num_rows == limit)
             if self.descending:
@@ -233,10 +247,11 @@ class _Walk:
             inside.reverse()
         group: list[Segment] = []
         events = 0
+        most = min(budget, max(self.remaining, 1)) if self.wanted.is_range else budget
         for segment in inside:
             group.append(segment)
             events += segment.range.event_count if self._may_match(segment) else 0
-            if events >= min(budget, max(self.remaining, 1) if self.wanted.is_range else budget):
+            if events >= most:
                 break
         return group
 
@@ -292,6 +307,9 @@ class _Walk:
 
     def _advance(self, events: pa.Table, first: int, last: int, *, full: bool) -> tuple[int, int]:
         """Move past what a step has looked at; a full step may have more behind its last event."""
+        if events.num_rows:
+            per_event = max(1, events.nbytes // events.num_rows)
+            self.step_rows = min(_STEP_ROWS_MAX, max(16, _STEP_BYTES // per_event))
         if full:
             at = events.column("seq")[events.num_rows - 1].as_py()
             first, last = (at, last) if self.descending else (first, at)

@@ -139,8 +139,9 @@ class Tiers:
 
     def without_entity(self, tenant_id: str, archived_through: int, entity_id: str) -> set[int]:
         """The segments, by first seq, that certainly hold no event of an entity."""
+        none: dict[int, bytes] = {}
         with self._lock:
-            known = self._filters.get(tenant_id, _Known[dict[int, bytes]](0, {}))
+            known = self._filters.get(tenant_id, _Known(0, none))
         if known.through < archived_through:
             with self._database.transaction() as conn:
                 if entity_filters_bytes(conn, tenant_id) > _CACHED_FILTER_BYTES_MAX:

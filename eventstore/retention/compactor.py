@@ -125,9 +125,9 @@ class Compactor:
                     self._finish_window(journal, tenant, window, outcome)
                 if progress is not None:
                     progress(tenant.tenant_id, len(plan.due), len(plan.due), outcome.events)
-        except (EventStoreError, sa.exc.DBAPIError) as e:
-            outcome.error = str(e)
-            journal.record(EntryKind.TENANT_FAILED, {"error": str(e)}, tenant_id=tenant.tenant_id)
+        except Exception as e:  # noqa: BLE001 - whatever it is, it is recorded, and the other tenants go on
+            outcome.error = str(e) if isinstance(e, EventStoreError) else f"{type(e).__name__}: {e}"
+            journal.record(EntryKind.TENANT_FAILED, {"error": outcome.error}, tenant_id=tenant.tenant_id)
         outcome.duration_s = time.monotonic() - started
         return outcome
 

@@ -39,7 +39,6 @@ from tests.bench.measure import Measured, Row, amount
 __all__ = ["ROWS", "run"]
 
 _TENANT = "t"
-_BUSY = entity_name(200)  # about a hundred events a segment of 250 k
 _RARE = "order-rare"
 _RARE_EVENTS = 3
 _LIMIT = 50
@@ -67,6 +66,7 @@ ROWS = (
 def run(lab: Lab) -> list[Measured]:
     """The archive is built by the product's own writer, with a catalog that the product's reader trusts."""
     count, rows = lab.size(100, 10), lab.size(250_000, 60_000)
+    busy = entity_name(rows // 1250)  # has about a hundred events in each segment
     lab.say(f"building {count} segments of {rows:,} events")
     with lab.site() as site:
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as executor:
@@ -79,10 +79,10 @@ def run(lab: Lab) -> list[Measured]:
         with site.store() as store:
             _catalog(store, made)
             questions = {
-                _BUSY: _question(store.reader, _BUSY, _LIMIT),
+                busy: _question(store.reader, busy, _LIMIT),
                 _RARE: _question(store.reader, _RARE, _LIMIT),
             }
-            right = {_BUSY: made[-1], _RARE: made[count // 2]}
+            right = {busy: made[-1], _RARE: made[count // 2]}
             duck = _duck()
             by_hand = {
                 entity: _by_hand(duck, site.archive / segment.key, entity, _LIMIT)
@@ -92,7 +92,7 @@ def run(lab: Lab) -> list[Measured]:
             for entity, question in questions.items():
                 found, expected = question(), by_hand[entity]()
                 assert found.equals(expected.cast(EVENT_SCHEMA)), f"the answers for {entity} differ"
-            runs: dict[str, tuple[list[float], list[float]]] = {_BUSY: ([], []), _RARE: ([], [])}
+            runs: dict[str, tuple[list[float], list[float]]] = {busy: ([], []), _RARE: ([], [])}
             for _ in lab.rounds():
                 for entity in questions:
                     pairs = [(_ms(questions[entity]), _ms(by_hand[entity])) for _ in range(_REPEATS)]
@@ -102,10 +102,10 @@ def run(lab: Lab) -> list[Measured]:
     size_mb = sum(s.size_bytes for s in made) / 1e6
     notes = [
         f"{count} daily segments of {rows:,} events, {size_mb:,.0f} MB. The first question of all took "
-        f"{amount(cold_ms[_BUSY])} ms (its segments are digested before their first use); the rare entity's "
+        f"{amount(cold_ms[busy])} ms (its segments are digested before their first use); the rare entity's "
         f"first {amount(cold_ms[_RARE])} ms, as it makes every segment's digest be checked."
     ]
-    return [Measured(ROWS[0], *runs[_BUSY], notes), Measured(ROWS[1], *runs[_RARE])]
+    return [Measured(ROWS[0], *runs[busy], notes), Measured(ROWS[1], *runs[_RARE])]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from statistics import median
 
@@ -12,7 +11,7 @@ from eventstore.db.engine import Database
 from eventstore.model.policy import Policy
 from eventstore.model.window import Window, WindowUnit
 from tests.bench.events import load_window
-from tests.bench.lab import ROOT, Lab, Site
+from tests.bench.lab import Lab, Site
 from tests.bench.measure import Measured, Row, amount
 
 __all__ = ["ROWS", "run"]
@@ -72,13 +71,6 @@ def run(lab: Lab) -> list[Measured]:
 
 
 def _compact(site: Site, tenant: str) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.compact", tenant],
-        env=site.environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=600,
-    )
-    answer: dict[str, float] = json.loads(done.stdout)
+    command = [sys.executable, "-m", "tests.bench.compact", tenant]
+    answer: dict[str, float] = json.loads(Lab.finish(command, site, timeout_s=600))
     return answer

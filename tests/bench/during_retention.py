@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from statistics import median
 
@@ -13,7 +12,7 @@ from eventstore.db.engine import Database
 from eventstore.model.policy import Policy
 from eventstore.model.window import Window, WindowUnit
 from tests.bench.events import json_bodies, load_window, pending_events
-from tests.bench.lab import ROOT, Lab, Site
+from tests.bench.lab import Lab, Site
 from tests.bench.load import Happened, Plan, collect, generating, write_bodies
 from tests.bench.measure import Measured, Row, amount
 
@@ -96,14 +95,7 @@ def _with_retention(plan: Plan, site: Site) -> list[float]:
     with generating(plan) as process:
         time.sleep(0.3)
         began = time.time()
-        subprocess.run(
-            site.command("retention", "run"),
-            env=site.environment,
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            check=True,
-            timeout=_PERIOD_S_MAX,
-        )
+        Lab.finish(site.command("retention", "run"), site, timeout_s=_PERIOD_S_MAX)
         ended = time.time()
         return _between(collect(process, stop=True), began, ended)
 

@@ -198,6 +198,20 @@ class Lab:
 
     # --- processes ------------------------------------------------------------------------------------
 
+    @staticmethod
+    def finish(command: list[str], site: Site, *, timeout_s: float) -> str:
+        """Run a process on a site to its end; what it printed.
+
+        Raises:
+            RuntimeError: it failed; with the end of what it said.
+        """
+        done = subprocess.run(
+            command, env=site.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"status {done.returncode}: {(done.stdout + done.stderr).strip()[-1000:]}")
+        return done.stdout
+
     @contextmanager
     def serving(self, command: list[str], environment: dict[str, str]) -> Iterator[tuple[int, int]]:
         """A server process that prints `… http://host:port…` when it listens: its port and process id."""

@@ -91,12 +91,9 @@ def _before(measured: Measured, before: Mapping[str, float]) -> str:
 
 def show(results: Sequence[Measured], before: Mapping[str, float]) -> None:
     """Print the table; `before` are the figures of the run that the document tells of."""
-    table = Table("what", "against", "goal", "figure", "reached", "before", "medians (range)", box=None)
+    table = Table("what", "against", "goal", "figure", "reached", "before", box=None)
     for measured in results:
         colour = {True: "green", False: "red", None: "red" if measured.error else ""}[measured.reached]
-        medians = spread(measured.what, measured.row.unit)
-        if measured.against:
-            medians += f"\nover {spread(measured.against, measured.row.unit)}"
         table.add_row(
             measured.row.what,
             measured.row.against,
@@ -104,12 +101,10 @@ def show(results: Sequence[Measured], before: Mapping[str, float]) -> None:
             _figure(measured),
             f"[{colour}]{_reached(measured).strip('*')}[/]" if colour else _reached(measured),
             _before(measured, before),
-            medians if measured.error is None else f"failed: {measured.error}",
         )
     console.print(table)
     for measured in results:
-        for note in measured.notes:
-            console.print(f"• {measured.row.what}: {note}", highlight=False)
+        console.print("\n" + _measurement(measured).replace("**", ""), highlight=False, markup=False)
 
 
 def kept_commentary(document_text: str) -> str:

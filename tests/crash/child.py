@@ -104,7 +104,11 @@ def append(args: argparse.Namespace) -> None:
 
 
 def _append_round(
-    committer: GroupCommitter, acks: Lines, ids: dict[str, bytes], wanted: set[bytes], args: argparse.Namespace
+    committer: GroupCommitter,
+    acks: Lines,
+    ids: dict[str, bytes],
+    wanted: set[bytes],
+    args: argparse.Namespace,
 ) -> None:
     waiting = {tenant: event_id for tenant, event_id in ids.items() if event_id in wanted}
     while waiting:

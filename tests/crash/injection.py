@@ -1,8 +1,8 @@
 """Crash points set from outside: the product has no hook for them; its functions are wrapped here.
 
 A point is written `target:when:nth`, and may stand inside others: `outer>target:when:nth` counts only the
-calls of `target` that `outer` makes, directly or not, in its own thread. A target is `module/Qualified.name`: the
-name under which the caller looks it up, such as `eventstore.retention.compactor/cut_over_window`.
+calls of `target` that `outer` makes, directly or not, in its own thread. A target is `module/Qualified.name`:
+the name under which the caller looks it up, such as `eventstore.retention.compactor/cut_over_window`.
 
 `when` is one of
   before  killed as the call begins

@@ -169,7 +169,9 @@ class World:
         self.processes.append(process)
         return process
 
-    def appender(self, name: str, *more: object, clock_us: int, tenants: tuple[str, ...] = TENANTS) -> Process:
+    def appender(
+        self, name: str, *more: object, clock_us: int, tenants: tuple[str, ...] = TENANTS
+    ) -> Process:
         path = self.folder / f"{name}.lines"
         self._acks.setdefault(path, Acks(path))
         return self.start("append", name, "--tenants", ",".join(tenants), "--clock", clock_us, *more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import tempfile
@@ -59,7 +60,7 @@ def only_reason(chunk: MappedChunk) -> tuple[str | None, str]:
 # --- the reference: one row, plain Python -----------------------------------------------------------
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     pass
 
 
@@ -67,10 +68,10 @@ def reference_text(row: dict[str, Any], name: str) -> str | None:
     value = row.get(name)
     if value is None:
         if name in REQUIRED_FIELDS:
-            raise Refused
+            raise RefusedError
         return "*" if name == "field" else None
     if not 1 <= len(value) <= TEXT_LIMITS[name] or "\0" in value:
-        raise Refused
+        raise RefusedError
     return str(value)
 
 
@@ -80,9 +81,9 @@ def reference_time(value: Any) -> int | None:
     try:
         at_us = parse_time_us(value) if isinstance(value, str) else to_us(value)
     except InputError:
-        raise Refused from None
+        raise RefusedError from None
     if not TIME_MIN_US <= at_us <= TIME_MAX_US:
-        raise Refused
+        raise RefusedError
     return at_us
 
 
@@ -90,11 +91,11 @@ def reference_id(value: str | None) -> bytes | None:
     if value is None:
         return None
     if len(value) not in (32, 36):
-        raise Refused
+        raise RefusedError
     try:
         return uuid.UUID(value).bytes
     except ValueError:
-        raise Refused from None
+        raise RefusedError from None
 
 
 def reference_values(row: dict[str, Any], own: dict[str, Any] | None) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def reference_values(row: dict[str, Any], own: dict[str, Any] | None) -> dict[st
     fields = {*TEXT_LIMITS, "event_id", "occurred_at", "old_value", "new_value", "metadata"}
     extras = {k: v for k, v in row.items() if k not in fields and v is not None}
     if set(extras) & set(own or ()):
-        raise Refused
+        raise RefusedError
     merged = (own or {}) | dict(sorted(extras.items()))
     values = {
         "old_value": row.get("old_value"),
@@ -112,7 +113,7 @@ def reference_values(row: dict[str, Any], own: dict[str, Any] | None) -> dict[st
     for value in values.values():
         text = msgspec.json.encode(value)
         if len(text) > VALUE_BYTES_MAX or "\0" in decoded_text(value) or has_nonfinite(value):
-            raise Refused
+            raise RefusedError
     return values
 
 
@@ -140,7 +141,7 @@ def reference(rows: list[dict[str, Any]], own: Any) -> dict[int, dict[str, Any]]
             at_us = reference_time(row.get("occurred_at"))
             event["occurred_at"] = None if at_us is None else from_us(at_us)
             event |= reference_values(row, own(row.get("metadata")))
-        except Refused:
+        except RefusedError:
             continue
         taken[number] = event
     return taken
@@ -152,15 +153,15 @@ def own_from_text(text: str | None) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
     except ValueError:
-        raise Refused from None
+        raise RefusedError from None
     if not isinstance(value, dict):
-        raise Refused
+        raise RefusedError
     return value
 
 
 def own_from_json(value: Any) -> dict[str, Any] | None:
     if value is not None and not isinstance(value, dict):
-        raise Refused
+        raise RefusedError
     return value
 
 
@@ -516,13 +517,13 @@ def test_recorded_times_need_a_column_that_exists_and_holds_times() -> None:
 def test_a_split_chunk_covers_the_same_rows(tmp_path: Path, rows_max: int) -> None:
     path = tmp_path / "rows.jsonl"
     lines = [json.dumps(REQUIRED | {"entity_id": str(n)}) if n % 3 else "{" for n in range(1, 12)]
-    path.write_text("\n".join(lines))
+    path.write_text("".join(line + "\n" for line in lines))
     (raw,) = read_file(path)
     parts = list(raw.split(rows_max))
     assert all(part.batch.num_rows <= rows_max for part in parts)
     assert [row for part in parts for row in part.rows.tolist()] == raw.rows.tolist()
     assert [reject.row for part in parts for reject in part.unreadable] == [3, 6, 9]
-    for part, following in zip(parts, parts[1:], strict=False):
+    for part, following in itertools.pairwise(parts):
         assert part.rows_through == following.rows.tolist()[0] - 1
         assert all(reject.row <= part.rows_through for reject in part.unreadable)
     assert parts[-1].rows_through == 11
