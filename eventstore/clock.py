@@ -11,7 +11,17 @@ from typing import Protocol
 
 from eventstore.errors import InputError
 
-__all__ = ["US_PER_S", "Clock", "FixedClock", "SystemClock", "from_us", "parse_time_us", "to_iso", "to_us"]
+__all__ = [
+    "US_PER_S",
+    "Clock",
+    "FixedClock",
+    "SystemClock",
+    "clamp_us",
+    "from_us",
+    "parse_time_us",
+    "to_iso",
+    "to_us",
+]
 
 US_PER_S = 1_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -55,6 +65,11 @@ def to_us(moment: datetime) -> int:
 def from_us(us: int) -> datetime:
     """The aware UTC datetime of a count of microseconds since 1970."""
     return _EPOCH + timedelta(microseconds=us)
+
+
+def clamp_us(us: int) -> int:
+    """The nearest time that the store can hold: computed bounds (an id's time less a lead) may lie beyond."""
+    return min(max(us, _FIRST_US), _LAST_US)
 
 
 def to_iso(us: int) -> str:

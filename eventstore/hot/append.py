@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from eventstore.clock import Clock, from_us
+from eventstore.clock import Clock, clamp_us, from_us
 from eventstore.db.engine import Database
 from eventstore.errors import BusyError, EventStoreError, Place, VersionConflict, VersionConflictError
 from eventstore.hot.batch import pending_batch
@@ -153,7 +153,7 @@ def _stored_ids(log: LogTransaction, ids: list[Any]) -> dict[bytes, int]:
     known = [at_us for at_us in times if at_us is not None]
     if len(known) == len(times):
         query += " AND recorded_at >= %s"
-        parameters.append(from_us(max(min(known) - log.head.id_lead_us, -62_135_596_800_000_000)))
+        parameters.append(from_us(clamp_us(min(known) - log.head.id_lead_us)))
     return {row[0].bytes: row[1] for row in log.conn.execute(query, parameters)}
 
 

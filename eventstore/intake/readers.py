@@ -5,8 +5,8 @@ Rows are numbered from 1. What cannot even be read as a row is a reject of its o
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -170,15 +170,14 @@ class CsvReader:
 def _header(source: Source) -> list[str]:
     """The names of the columns, from the first record."""
     source.file.seek(0)
-    text = io.TextIOWrapper(source.file, encoding="utf-8-sig", newline="")
+    first = source.file.read(3)
+    source.file.seek(3 if first == codecs.BOM_UTF8 else 0)
     try:
-        return next(csv.reader(text), [])
+        return next(csv.reader(line.decode() for line in source.file), [])
     except (UnicodeDecodeError, csv.Error) as e:
         raise InputError(
             f"the header line of {source.name} cannot be read: {e}", hint="save the file as UTF-8 text"
         ) from e
-    finally:
-        text.detach()
 
 
 class _Unclosed:

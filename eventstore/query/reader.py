@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
+from eventstore.clock import clamp_us
 from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.errors import ArchiveDamageError, CoverageError, EventNotFoundError, InputError
 from eventstore.model.event import uuid7_time_us
@@ -193,7 +194,7 @@ class _Walk:
         if self.wanted.event_id is not None and self.wanted.recorded_from_us is None:
             at_us = uuid7_time_us(self.wanted.event_id)
             if at_us is not None:
-                self.wanted = replace(self.wanted, recorded_from_us=at_us - state.id_lead_us)
+                self.wanted = replace(self.wanted, recorded_from_us=clamp_us(at_us - state.id_lead_us))
 
     def _hot(self, state: LogState) -> tuple[pa.Table | None, LogState]:
         """One hot step. None: a window moved under it, and the step has to be taken anew."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import psycopg
 import sqlalchemy as sa
 
 from eventstore.archive.target import ArchiveTarget
@@ -75,13 +76,14 @@ class Compactor:
         Raises:
             CoverageError: its partitions and the catalog disagree.
         """
-        with self._database.connection() as conn:
-            leaves = [FoundLeaf(leaf.name, leaf.window) for leaf in list_leaves(conn, tenant.tenant_no)]
-        # One snapshot for the catalog; a window made after the leaves were listed is not due anyway.
-        with self._database.engine.connect().execution_options(isolation_level="REPEATABLE READ") as sconn:
-            head = sconn.execute(sa.select(heads).where(heads.c.tenant_id == tenant.tenant_id)).one()
-            windows = list_windows(sconn, tenant.tenant_id)
-            watermark = read_watermark(sconn, tenant.tenant_id)
+        # One snapshot for the catalog and the partitions: an append may make a window at any moment.
+        with self._database.engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
+            head = conn.execute(sa.select(heads).where(heads.c.tenant_id == tenant.tenant_id)).one()
+            windows = list_windows(conn, tenant.tenant_id)
+            watermark = read_watermark(conn, tenant.tenant_id)
+            driver = conn.connection.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            leaves = [FoundLeaf(leaf.name, leaf.window) for leaf in list_leaves(driver, tenant.tenant_no)]
         return plan_tenant(
             tenant,
             leaves=leaves,

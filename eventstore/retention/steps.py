@@ -67,10 +67,13 @@ def archive_window(
         batches = prefetch(leaf_batches(database, record.leaf, record.first_seq, record.last_seq))
         groups = cut_row_groups(check.sizes(batch) for batch in batches)
         for segment_range, path, originals in _write_segments(target, tenant, record, groups):
-            # The segment says where its chain ends, so the chain must be known to be whole up to there.
-            check.wait()
             key = segment_key(tenant.tenant_id, record.window, segment_range.part)
-            created = target.put(key, path)
+            try:
+                # The segment says where its chain ends, so the chain must be whole up to there.
+                check.wait()
+                created = target.put(key, path)
+            finally:
+                path.unlink(missing_ok=True)  # what was not put is no use to a retry
             # Dying here leaves an object that no catalog row names; the retry makes the same bytes,
             # finds them stored, and goes on from here.
             try:
@@ -109,9 +112,11 @@ class _ChainCheck:
     def sizes(self, events: pa.RecordBatch) -> tuple[pa.RecordBatch, npt.NDArray[np.int64]]:
         """The batch, with the size in bytes of each event's canonical form."""
         seqs = int64_values(events.column("seq"))
-        if not np.array_equal(seqs, np.arange(self._next_seq, self._next_seq + len(seqs))):
+        expected = np.arange(self._next_seq, self._next_seq + len(seqs))
+        if not np.array_equal(seqs, expected):
+            missing = expected[np.argmin(seqs == expected)]
             raise CoverageError(
-                f"window {self._record.window}: seq {self._next_seq} does not follow in partition "
+                f"window {self._record.window}: seq {missing} does not follow in partition "
                 f"{self._record.leaf}",
                 hint="nothing was dropped; run eventstore verify",
             )

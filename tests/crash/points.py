@@ -1,6 +1,9 @@
 """The crash points: before and after every step of append, seal, write, put, verify, cutover, drop and
 journal, and in the middle of every commit (sent, but not answered). See `tests.crash.injection` for the form.
 
+A point of retention goes with the state in which it leaves the first tenant's first window: so that a point
+which comes to lie elsewhere is noticed. What was sent is carried out, though nobody is left to hear of it.
+
 `nth` above 1 is chosen so that the process has done the thing before: the crash then meets a warm process.
 """
 
@@ -35,47 +38,48 @@ APPEND_POINTS = {
     "append-returned": "eventstore.hot.append/Appender.append:after:5",
 }
 
+# point, state afterwards
 RETENTION_POINTS = {
     # seal
-    "seal-before": f"{_RUN}/seal_window:before:1",
-    "seal-commit-before": f"{_RUN}/seal_window>{_COMMIT}:before:1",
-    "seal-commit-sent": f"{_RUN}/seal_window>{_COMMIT}>{_WAIT}:sent:1",
-    "seal-after": f"{_RUN}/seal_window:after:1",
-    "seal-open-window-commit-sent": f"{_RUN}/seal_window>{_COMMIT}>{_WAIT}:sent:3",
+    "seal-before": (f"{_RUN}/seal_window:before:1", "open"),
+    "seal-commit-before": (f"{_RUN}/seal_window>{_COMMIT}:before:1", "open"),
+    "seal-commit-sent": (f"{_RUN}/seal_window>{_COMMIT}>{_WAIT}:sent:1", "sealed"),
+    "seal-after": (f"{_RUN}/seal_window:after:1", "sealed"),
+    "seal-open-window-commit-sent": (f"{_RUN}/seal_window>{_COMMIT}>{_WAIT}:sent:3", "dropped"),
     # write
-    "write-stage-before": f"{_FILE}/FileTarget.stage:before:1",
-    "write-stage-after": f"{_FILE}/FileTarget.stage:after:1",
-    "write-first-row-group": "eventstore.archive.parquet/SegmentWriter.write:after:1",
-    "write-close-before": "pyarrow.parquet/ParquetWriter.close:before:1",
-    "write-finish-after": "eventstore.archive.parquet/SegmentWriter.finish:after:1",
+    "write-stage-before": (f"{_FILE}/FileTarget.stage:before:1", "sealed"),
+    "write-stage-after": (f"{_FILE}/FileTarget.stage:after:1", "sealed"),
+    "write-first-row-group": ("eventstore.archive.parquet/SegmentWriter.write:after:1", "sealed"),
+    "write-close-before": ("pyarrow.parquet/ParquetWriter.close:before:1", "sealed"),
+    "write-finish-after": ("eventstore.archive.parquet/SegmentWriter.finish:after:1", "sealed"),
     # put
-    "put-before": f"{_FILE}/FileTarget.put:before:1",
-    "put-fsync-before": f"{_FILE}/FileTarget.put>os/fsync:before:1",
-    "put-fsync-after": f"{_FILE}/FileTarget.put>os/fsync:after:1",
-    "put-link-before": "os/link:before:1",
-    "put-linked-not-unlinked": "os/link:after:1",
-    "put-folder-sync-before": f"{_FILE}/FileTarget.put>{_FILE}/_sync_folder:before:1",
-    "put-after": f"{_FILE}/FileTarget.put:after:1",
-    "put-second-part-after": f"{_FILE}/FileTarget.put:after:2",
+    "put-before": (f"{_FILE}/FileTarget.put:before:1", "sealed"),
+    "put-fsync-before": (f"{_FILE}/FileTarget.put>os/fsync:before:1", "sealed"),
+    "put-fsync-after": (f"{_FILE}/FileTarget.put>os/fsync:after:1", "sealed"),
+    "put-link-before": ("os/link:before:1", "sealed"),
+    "put-linked-not-unlinked": ("os/link:after:1", "sealed"),
+    "put-folder-sync-before": (f"{_FILE}/FileTarget.put>{_FILE}/_sync_folder:before:1", "sealed"),
+    "put-after": (f"{_FILE}/FileTarget.put:after:1", "sealed"),
+    "put-second-part-after": (f"{_FILE}/FileTarget.put:after:2", "sealed"),
     # verify
-    "verify-before": f"{_STEPS}/verify_segment:before:1",
-    "verify-after": f"{_STEPS}/verify_segment:after:1",
-    "verify-second-part-before": f"{_STEPS}/verify_segment:before:2",
-    "archive-window-after": f"{_RUN}/archive_window:after:1",
+    "verify-before": (f"{_STEPS}/verify_segment:before:1", "sealed"),
+    "verify-after": (f"{_STEPS}/verify_segment:after:1", "sealed"),
+    "verify-second-part-before": (f"{_STEPS}/verify_segment:before:2", "sealed"),
+    "archive-window-after": (f"{_RUN}/archive_window:after:1", "sealed"),
     # cutover
-    "cutover-before": f"{_RUN}/cut_over_window:before:1",
-    "cutover-commit-before": f"{_RUN}/cut_over_window>{_COMMIT}:before:1",
-    "cutover-commit-sent": f"{_RUN}/cut_over_window>{_COMMIT}>{_WAIT}:sent:1",
-    "cutover-after": f"{_RUN}/cut_over_window:after:1",
-    "cutover-second-window-after": f"{_RUN}/cut_over_window:after:2",
+    "cutover-before": (f"{_RUN}/cut_over_window:before:1", "sealed"),
+    "cutover-commit-before": (f"{_RUN}/cut_over_window>{_COMMIT}:before:1", "sealed"),
+    "cutover-commit-sent": (f"{_RUN}/cut_over_window>{_COMMIT}>{_WAIT}:sent:1", "archived"),
+    "cutover-after": (f"{_RUN}/cut_over_window:after:1", "archived"),
+    "cutover-second-window-after": (f"{_RUN}/cut_over_window:after:2", "dropped"),
     # drop
-    "drop-before": f"{_RUN}/drop_window:before:1",
-    "drop-commit-before": f"{_RUN}/drop_window>{_COMMIT}:before:1",
-    "drop-commit-sent": f"{_RUN}/drop_window>{_COMMIT}>{_WAIT}:sent:1",
-    "drop-after": f"{_RUN}/drop_window:after:1",
-    "drop-second-window-commit-before": f"{_RUN}/drop_window>{_COMMIT}:before:2",
+    "drop-before": (f"{_RUN}/drop_window:before:1", "archived"),
+    "drop-commit-before": (f"{_RUN}/drop_window>{_COMMIT}:before:1", "archived"),
+    "drop-commit-sent": (f"{_RUN}/drop_window>{_COMMIT}>{_WAIT}:sent:1", "dropped"),
+    "drop-after": (f"{_RUN}/drop_window:after:1", "dropped"),
+    "drop-second-window-commit-before": (f"{_RUN}/drop_window>{_COMMIT}:before:2", "dropped"),
     # journal
-    "journal-finish-before": "eventstore.retention.journal/Journal.finish:before:1",
-    "journal-entry-written": f"eventstore.retention.journal/Journal.finish>{_COMMIT}:after:1",
-    "journal-finish-after": "eventstore.retention.journal/Journal.finish:after:1",
+    "journal-finish-before": ("eventstore.retention.journal/Journal.finish:before:1", "dropped"),
+    "journal-entry-written": (f"eventstore.retention.journal/Journal.finish>{_COMMIT}:after:1", "dropped"),
+    "journal-finish-after": ("eventstore.retention.journal/Journal.finish:after:1", "dropped"),
 }

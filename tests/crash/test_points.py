@@ -14,8 +14,8 @@ OPEN_US = BASE_US + 2 * HOUR_US
 NOW_US = OPEN_US + HOUR_US
 
 
-@pytest.mark.parametrize("point", RETENTION_POINTS.values(), ids=RETENTION_POINTS.keys())
-def test_retention_killed(world: World, point: str) -> None:
+@pytest.mark.parametrize(("point", "state"), RETENTION_POINTS.values(), ids=RETENTION_POINTS.keys())
+def test_retention_killed(world: World, point: str, state: str) -> None:
     appender = world.appender("appender", clock_us=OPEN_US)
     reader = world.reader()
     world.wait_progress(appender, reader)
@@ -24,6 +24,7 @@ def test_retention_killed(world: World, point: str) -> None:
     assert killed.wait() == -signal.SIGKILL, f"the point was not reached: {world.host.log.read_text()}"
     world.wait_gone("killed")
     world.check()
+    assert world.first_window_state() == state
     # Two passes: the second began after the crash.
     world.wait_progress(appender, reader, lines=2)
 

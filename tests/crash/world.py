@@ -233,6 +233,15 @@ class World:
                 f"the connections of {names} are gone",
             )
 
+    def first_window_state(self) -> str:
+        """The state of the first tenant's first window."""
+        with psycopg.connect(self.url, autocommit=True) as conn:
+            row = conn.execute(
+                "SELECT state FROM windows WHERE tenant_id = %s ORDER BY window_from LIMIT 1", [TENANTS[0]]
+            ).fetchone()
+        assert row is not None
+        return str(row[0])
+
     # --- judgement ------------------------------------------------------------------------------------
 
     def check(self, *, orphans_allowed: bool = True) -> Report:

@@ -108,7 +108,7 @@ def test_many_events_cross_the_chunks_of_encoding(store: Store) -> None:
     rows = read(store, "acme")
     assert [row["entity_id"] for row in rows] == [str(n) for n in range(9000)]
     assert [row["event_id"] for row in rows] == list(result.event_ids)
-    assert result.event_ids == sorted(result.event_ids)
+    assert len(set(result.event_ids)) == 9000
     whole(store)
 
 

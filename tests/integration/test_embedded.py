@@ -20,8 +20,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from eventstore.db import embedded
-from eventstore.db.embedded import Binaries, Home, Postmaster, find_binaries, server_processes, start_embedded
+from eventstore.db.embedded import binaries, start_embedded
+from eventstore.db.embedded import server as embedded_server
+from eventstore.db.embedded.binaries import Binaries, find_binaries
+from eventstore.db.embedded.home import Home, lock_within
+from eventstore.db.embedded.processes import Postmaster, server_processes
 from eventstore.errors import EmbeddedPostgresError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
@@ -90,21 +93,23 @@ def main_process(home: Path) -> Postmaster:
 
 
 def supervisor_of(home: Path) -> int:
-    pid = embedded._supervisor_pid(Home(home))
+    pid = embedded_server._supervisor_pid(Home(home))
     assert pid
     return pid
 
 
 def kill_supervisor(home: Path) -> None:
     os.kill(supervisor_of(home), signal.SIGKILL)
-    until(lambda: embedded._supervisor_pid(Home(home)) is None, "the supervisor is dead")
+    until(lambda: embedded_server._supervisor_pid(Home(home)) is None, "the supervisor is dead")
 
 
 def is_gone(home: Path) -> bool:
     """Neither server nor supervisor nor socket is left."""
     sockets = list((Home(home).cluster() / "socket").glob(".s.PGSQL.*"))
     return (
-        not sockets and not server_processes(data_of(home)) and embedded._supervisor_pid(Home(home)) is None
+        not sockets
+        and not server_processes(data_of(home))
+        and embedded_server._supervisor_pid(Home(home)) is None
     )
 
 
@@ -139,7 +144,7 @@ def reachable_folder() -> Iterator[Path]:
 
 def sweep(home: Path) -> None:
     """End what a failed test has left of this home, and wait until it is gone."""
-    pid = embedded._supervisor_pid(Home(home))
+    pid = embedded_server._supervisor_pid(Home(home))
     for left in (*([pid] if pid else []), *server_processes(data_of(home))):
         with contextlib.suppress(ProcessLookupError):
             os.kill(left, signal.SIGKILL)
@@ -295,7 +300,7 @@ def test_a_supervisor_whose_server_was_killed_leaves_with_the_last_user(home: Pa
         server = main_process(home)
         os.kill(server.pid, signal.SIGKILL)
         assert server.wait_end(DEADLINE_S)
-    until(lambda: embedded._supervisor_pid(Home(home)) is None, "the supervisor is gone")
+    until(lambda: embedded_server._supervisor_pid(Home(home)) is None, "the supervisor is gone")
     assert server_processes(data_of(home)) == []
     with start_embedded(home) as again:  # clears the socket that the dead server left
         assert value(again.url, "SELECT 1") == 1
@@ -374,11 +379,11 @@ def test_another_major_version_is_refused_by_name(home: Path) -> None:
 
 def test_binaries_that_match_the_data_are_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
     new, old = Path("/new/bin"), Path("/old/bin")
-    monkeypatch.setattr(embedded, "_binary_folders", lambda: iter([new, old]))
-    monkeypatch.setattr(embedded, "_version", {new: "18.6", old: "15.13"}.get)
+    monkeypatch.setattr(binaries, "_binary_folders", lambda: iter([new, old]))
+    monkeypatch.setattr(binaries, "_version", {new: "18.6", old: "15.13"}.get)
     assert find_binaries() == Binaries(new, 18, "18.6")
     assert find_binaries(15) == Binaries(old, 15, "15.13")
-    monkeypatch.setattr(embedded, "_version", {old: "14.2"}.get)
+    monkeypatch.setattr(binaries, "_version", {old: "14.2"}.get)
     with pytest.raises(EmbeddedPostgresError, match=r"14\.2"):
         find_binaries()
 
@@ -482,11 +487,11 @@ def test_root_with_an_unreachable_home_and_unreachable_binaries(tmp_path: Path) 
 
 def test_a_lock_that_is_held_for_too_long_is_an_error(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    held = embedded.lock_within(lock, fcntl.LOCK_EX, time.monotonic())
+    held = lock_within(lock, fcntl.LOCK_EX, time.monotonic())
     with pytest.raises(EmbeddedPostgresError, match="holds"):
-        embedded.lock_within(lock, fcntl.LOCK_SH, time.monotonic() + 0.05)
+        lock_within(lock, fcntl.LOCK_SH, time.monotonic() + 0.05)
     os.close(held)
     waiters = [thread for thread in threading.enumerate() if thread.name == "embedded-postgres-lock"]
     for waiter in waiters:  # the one that was given up ends, and keeps no lock
         waiter.join(DEADLINE_S)
-    os.close(embedded.lock_within(lock, fcntl.LOCK_EX, time.monotonic()))
+    os.close(lock_within(lock, fcntl.LOCK_EX, time.monotonic()))

@@ -21,7 +21,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_alembic" not in pat
 # may have: it may shrink (then the list has to follow), and never grow.
 MODULE_LINES_MAX = 450
 FUNCTION_LINES_MAX = 90
-LONG_MODULES = {"db/embedded.py": 600, "db/embedded_supervisor.py": 700}
+LONG_MODULES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 SLACK = 60
 
@@ -145,7 +145,7 @@ def test_only_settings_read_the_environment() -> None:
         and node.value.id == "os"
     }
     # The supervisor hands its own environment, cleaned, to the server it starts.
-    assert readers <= {"db/embedded.py", "db/embedded_supervisor.py", "settings.py"}
+    assert readers <= {"db/embedded/server.py", "db/embedded/cluster.py", "db/embedded/binaries.py", "settings.py"}
 
 
 def test_no_product_code_imports_what_is_for_tests() -> None:
