@@ -16,9 +16,18 @@ from eventstore.columns.canonical import int64_values
 from eventstore.errors import ArchiveDamageError
 from eventstore.model.segment import Segment, SegmentRange, VerifiedSegment
 
-__all__ = ["SegmentContent", "digest_segment", "read_segment", "verify_segment"]
+__all__ = ["SegmentContent", "WrittenFile", "digest_segment", "read_segment", "verify_segment"]
 
 _HINT = "nothing was dropped on its strength; restore it from a backup, or move it away and run again"
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """The file that was handed to the target; `created` is what the target answered."""
+
+    sha256: bytes
+    size_bytes: int
+    created: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +91,18 @@ def digest_segment(target: ArchiveTarget, segment: Segment) -> bytes:
 
 
 def verify_segment(
-    target: ArchiveTarget, key: str, expected: SegmentRange, originals: Sequence[pa.Table]
+    target: ArchiveTarget,
+    key: str,
+    expected: SegmentRange,
+    originals: Sequence[pa.Table],
+    written: WrittenFile,
 ) -> VerifiedSegment:
     """Read a segment back from its target and compare it with the database's events, value by value.
 
     `originals` are those events as Postgres gave them, one table a row group, their chain recomputed.
-    Equal rows and metadata are what counts: another library version may have written other bytes.
+    Equal rows and metadata are what counts: another library version may have written other bytes. But
+    those that this program has just written must be the same, or it is damage that no value shows: a
+    Bloom filter or a page index that lies would hide events from queries.
 
     Raises:
         ArchiveDamageError: it differs, anywhere; names the first row group.
@@ -105,6 +120,8 @@ def verify_segment(
         compared += events.num_rows
     if compared != expected.event_count:
         raise _damage(key, f"it holds {compared} events, expected {expected.event_count}")
+    if content.sha256 != written.sha256 and (written.created or _same_writer(content, written)):
+        raise _damage(key, "its events are right, but its bytes are not those that were written")
     return VerifiedSegment(
         Segment(
             range=expected,
@@ -116,6 +133,12 @@ def verify_segment(
         ),
         entity_filter(content.file, content.data),
     )
+
+
+def _same_writer(content: SegmentContent, written: WrittenFile) -> bool:
+    """Whether these would be the written bytes if they were undamaged. Damage does not change a size."""
+    by: str = content.file.metadata.created_by
+    return content.size_bytes == written.size_bytes and by.endswith(f" {pa.__version__}")
 
 
 def _check_digest(key: str, digest: bytes, expected: bytes) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +28,6 @@ __all__ = ["WINDOWS_MAX", "Admission", "admit", "pieces"]
 # Windows that one transaction may make or write: each new leaf holds about six of Postgres' locks until
 # the commit, and there are a few thousand (max_locks_per_transaction × max_connections).
 WINDOWS_MAX = 64
-
-# What it costs to look an id up in one leaf's index, and to look at one row in passing (both measured).
-_PROBE_US = 1.5
-_SCAN_ROW_US = 0.3
 
 _SPAN_US = {
     WindowUnit.HOUR: 3600 * US_PER_S,
@@ -133,34 +128,13 @@ def _known_ids(log: LogTransaction, ids: pa.Array) -> tuple[set[bytes], bool]:
     earliest_us = TIME_MIN_US
     if bool((high >> 12 & 15 == 7).all()):
         earliest_us = int(high.min() >> 16) * 1000 - log.head.id_lead_us
-    return _hot_ids(log, array, len(given), from_us(max(earliest_us, TIME_MIN_US))), repeated
-
-
-def _hot_ids(log: LogTransaction, array: str, count: int, earliest: datetime) -> set[bytes]:
-    """Which ids of a Postgres array literal the hot tier has, recorded at or after a moment.
-
-    Each leaf has an index of its own, so that ids of unknown time cost a probe an id and leaf; reading the
-    rows once is often less. Postgres' planner does not see that, and has to be told.
-    """
-    row = log.conn.execute(
-        "SELECT count(*), min(first_seq) FROM windows"
-        " WHERE tenant_id = %s AND state <> 'dropped' AND window_to > %s",
-        [log.tenant_id, earliest],
-    ).fetchone()
-    leaves, first_seq = row if row is not None else (0, None)
-    if not leaves:
-        return set()
-    scan = (log.head.last_seq - first_seq + 1) * _SCAN_ROW_US < count * leaves * _PROBE_US
-    if scan:
-        log.conn.execute("SET LOCAL enable_indexscan = off; SET LOCAL enable_bitmapscan = off")
+    # A join: for `= ANY(array)` the planner would weigh each element anew for every leaf, for seconds.
     rows = log.conn.execute(
-        "SELECT event_id FROM events"
-        " WHERE tenant_id = %s AND event_id = ANY(%s::uuid[]) AND recorded_at >= %s",
-        [log.tenant_id, array, earliest],
-    ).fetchall()
-    if scan:
-        log.conn.execute("SET LOCAL enable_indexscan = on; SET LOCAL enable_bitmapscan = on")
-    return {row[0].bytes for row in rows}
+        "SELECT e.event_id FROM events e JOIN unnest(%s::uuid[]) AS given(id) ON e.event_id = given.id"
+        " WHERE e.tenant_id = %s AND e.recorded_at >= %s",
+        [array, log.tenant_id, from_us(max(earliest_us, TIME_MIN_US))],
+    )
+    return {row[0].bytes for row in rows}, repeated
 
 
 def pieces(chunk: MappedChunk, unit: WindowUnit, now_us: int) -> Iterator[MappedChunk]:

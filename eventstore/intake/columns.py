@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from eventstore.columns.schema import TIMESTAMP
-from eventstore.errors import InputError
 from eventstore.hot.batch import PENDING_SCHEMA
 from eventstore.intake.raw import RawChunk
 from eventstore.intake.rejects import Reject
+from eventstore.intake.schema import FIELDS, REQUIRED_FIELDS, ImportOptions, is_bytes, is_string
 from eventstore.intake.times import time_column, uuid_texts
 from eventstore.intake.values import (
     compact_texts,
@@ -30,25 +30,7 @@ from eventstore.intake.values import (
 from eventstore.intake.verdicts import Verdicts, as_mask
 from eventstore.model.event import TEXT_LIMITS, VALUE_FIELDS, WHOLE_ENTITY
 
-__all__ = [
-    "REQUIRED_FIELDS",
-    "ImportOptions",
-    "MappedChunk",
-    "check_columns",
-    "check_recorded_at",
-    "map_chunk",
-]
-
-REQUIRED_FIELDS = ("entity_type", "entity_id", "action", "actor", "source")
-_FIELDS = frozenset(PENDING_SCHEMA.names)
-
-
-@dataclass(frozen=True, slots=True)
-class ImportOptions:
-    """How a file is read. `recorded_at_column` None: events are recorded when they are stored."""
-
-    recorded_at_column: str | None
-    value_bytes_max: int
+__all__ = ["MappedChunk", "map_chunk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,52 +51,6 @@ class MappedChunk:
     def rows(self) -> npt.NDArray[np.int64]:
         """The row number of each event."""
         return self.raw.rows[self.index]
-
-
-def check_columns(schema: pa.Schema, source: str, options: ImportOptions) -> None:
-    """Refuse a file whose columns cannot become events, before anything is stored.
-
-    Raises:
-        InputError: names the column and says what to do.
-    """
-    names = schema.names
-    found = f"its columns are: {', '.join(names)}"
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{source} has two columns named {name!r}", hint="rename one of them")
-    for name in REQUIRED_FIELDS:
-        if name not in names:
-            raise InputError(f"{source} has no column {name!r}", hint=f"every event needs it; {found}")
-    recorded = options.recorded_at_column
-    if recorded is not None and recorded not in names:
-        raise InputError(f"{source} has no column {recorded!r} for the recorded times", hint=found)
-    for name in TEXT_LIMITS:
-        if name in names and not _is_text(kind := _value_type(schema.field(name).type)):
-            raise InputError(f"column {name!r} of {source} is {kind}, not text", hint="write it as strings")
-    for name in {"occurred_at", recorded} & set(names):
-        kind = _value_type(schema.field(name).type)
-        if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind) or _is_string(kind)):
-            raise InputError(
-                f"column {name!r} of {source} is {kind}, not a time",
-                hint="write it as timestamps, or as text like 2026-01-31T12:00:00Z",
-            )
-    if "event_id" in names:
-        kind = _value_type(schema.field("event_id").type)
-        if not (_is_string(kind) or _is_bytes(kind)):
-            raise InputError(
-                f"column 'event_id' of {source} is {kind}, not a UUID", hint="write it as text or as 16 bytes"
-            )
-
-
-def check_recorded_at(name: str | None) -> None:
-    """
-    Raises:
-        InputError: the column for recorded times is a field that holds something else.
-    """
-    if name in _FIELDS - {"occurred_at"}:
-        raise InputError(
-            f"{name!r} is an event field that holds no times", hint="name the column with the recorded times"
-        )
 
 
 def map_chunk(raw: RawChunk, options: ImportOptions) -> MappedChunk:
@@ -158,7 +94,7 @@ class _Mapper:
 
     def event_ids(self) -> pa.Array:
         column = self._plain("event_id")
-        if not _is_bytes(column.type) or self._raw.text_only:
+        if not is_bytes(column.type) or self._raw.text_only:
             return uuid_texts(self._texts("event_id"), "event_id", self._verdicts)
         data = column.cast(pa.binary())
         fits = pc.equal(pc.binary_length(data), 16)
@@ -191,13 +127,13 @@ class _Mapper:
             own = pc.if_else(is_object, own, pa.scalar(None, pa.string()))
         else:
             column = self._plain("metadata")
-            is_text = self._raw.text_only or _is_string(column.type)
+            is_text = self._raw.text_only or is_string(column.type)
             texts = self._texts("metadata") if is_text else json_column(column, "metadata", self._verdicts)
             own = object_texts(texts, "metadata", self._verdicts)
         extras = {
             name: self.value(name)
             for name in self._columns
-            if name not in _FIELDS and name != self._options.recorded_at_column
+            if name not in FIELDS and name != self._options.recorded_at_column
         }
         return merge_metadata(own, extras, self._verdicts)
 
@@ -241,11 +177,11 @@ class _Mapper:
         kind = column.type
         if pa.types.is_null(kind):
             return column.cast(pa.string())
-        if _is_bytes(kind):
+        if is_bytes(kind):
             if not self._raw.text_only:
                 hexadecimal = [None if data is None else data.hex() for data in column.to_pylist()]
                 return pa.array(hexadecimal, pa.string())
-        elif not _is_string(kind):
+        elif not is_string(kind):
             return column
         try:
             if not pa.types.is_string(kind):
@@ -275,7 +211,7 @@ class _Mapper:
 
     def _timed(self, name: str) -> pa.Array:
         column = self._plain(name)
-        is_text = _is_string(column.type) or _is_bytes(column.type) or pa.types.is_null(column.type)
+        is_text = is_string(column.type) or is_bytes(column.type) or pa.types.is_null(column.type)
         return self._texts(name) if is_text else column
 
 
@@ -284,31 +220,3 @@ def _null_if_empty(texts: pa.Array) -> pa.Array:
     if not as_mask(empty).any():
         return texts
     return pc.if_else(empty, pa.scalar(None, pa.string()), texts)
-
-
-def _value_type(kind: pa.DataType) -> pa.DataType:
-    if isinstance(kind, pa.BaseExtensionType):
-        kind = kind.storage_type
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_null(kind)
-    )
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return _is_string(kind) or bool(pa.types.is_integer(kind))

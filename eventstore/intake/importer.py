@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 import psycopg
@@ -25,9 +25,11 @@ from eventstore.db.engine import Database
 from eventstore.errors import BusyError, InputError, StateError
 from eventstore.hot.log import LeafCache, LogTransaction, log_transaction
 from eventstore.intake.admission import Admission, admit, pieces
-from eventstore.intake.columns import ImportOptions, MappedChunk, check_recorded_at, map_chunk
+from eventstore.intake.columns import MappedChunk, map_chunk
+from eventstore.intake.done import Done, store_progress, stored_progress
 from eventstore.intake.readers import Reader, open_reader
 from eventstore.intake.rejects import RejectFile
+from eventstore.intake.schema import ImportOptions, check_recorded_at
 from eventstore.intake.source import ImportFormat, Source, open_source
 from eventstore.model.window import WindowUnit
 
@@ -71,16 +73,6 @@ class ImportReport:
     rejects_path: Path | None  # None: there are no rejects
     rejects_missing: int
     already_finished: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """The row of `imports`."""
-
-    rows_read: int = 0
-    rows_stored: int = 0
-    rows_rejected: int = 0
-    finished: bool = False
 
 
 def import_file(
@@ -165,15 +157,15 @@ class _Import:
         self._report = report
         self._leaves: LeafCache = {}
         self._identity = _identity(source, options)
-        self._done: _Done | None = None  # None: no row yet
+        self._done: Done | None = None  # None: no row yet
         self._rewound = False
         self._rejects_missing = 0
         self._seqs: tuple[int, int] | None = None  # first and last stored by this attempt
 
     def run(self, chunk_rows: int) -> ImportReport:
         with self._database.connection() as conn:
-            self._done = _stored_progress(conn, self._tenant_id, self._identity)
-        before = self._done or _Done()
+            self._done = stored_progress(conn, self._tenant_id, self._identity)
+        before = self._done or Done()
         if not before.finished:
             self._rejects.check()
             reader = open_reader(self._source, self._options, chunk_rows)
@@ -182,7 +174,7 @@ class _Import:
                     for piece in pieces(chunk, self._unit, (self._clock or SystemClock()).now_us()):
                         self._commit(piece)
             self._commit(None)
-        done = self._done or _Done()
+        done = self._done or Done()
         first_seq, last_seq = self._seqs or (None, None)
         return ImportReport(
             rows_read=done.rows_read,
@@ -206,7 +198,7 @@ class _Import:
                 log_transaction(conn, self._tenant_id, self._leaves) as log,
             ):
                 self._guard(log)
-                done, seqs = self._done or _Done(), self._seqs
+                done, seqs = self._done or Done(), self._seqs
                 if chunk is None:
                     done = replace(done, finished=True)
                 else:
@@ -215,12 +207,12 @@ class _Import:
                         self._rejects.append(admission.rejects)
                     # Dying here leaves rejects that no commit counts: `rewind` drops them.
                     seqs = _write(log, admission) or seqs
-                    done = _Done(
+                    done = Done(
                         chunk.raw.rows_through,
                         done.rows_stored + admission.pending.num_rows,
                         done.rows_rejected + len(admission.rejects),
                     )
-                _store_progress(conn, self._tenant_id, self._identity, done)
+                store_progress(conn, self._tenant_id, self._identity, done)
         except psycopg.OperationalError as e:
             raise BusyError(
                 f"the connection to Postgres was lost: {e}",
@@ -237,13 +229,13 @@ class _Import:
     def _guard(self, log: LogTransaction) -> None:
         """Under the head's lock: nobody else may have moved this import on. Only then is the reject file,
         which another attempt may share, brought back to what is committed."""
-        if _stored_progress(log.conn, self._tenant_id, self._identity) != self._done:
+        if stored_progress(log.conn, self._tenant_id, self._identity) != self._done:
             raise StateError(
                 f"another process is importing {self._source.name} into {self._tenant_id!r}",
                 hint="let it finish; run the import again only if that process is gone",
             )
         if not self._rewound:
-            done = self._done or _Done()
+            done = self._done or Done()
             self._rejects_missing = done.rows_rejected - self._rejects.rewind(done.rows_read)
             self._rewound = True
 
@@ -282,23 +274,3 @@ def _identity(source: Source, options: ImportOptions) -> bytes:
     """Of the bytes and of how they are read: read otherwise it is another import."""
     reading = msgspec.json.encode([source.format, options.recorded_at_column])
     return hashlib.sha256(b"eventstore/import/v1" + source.sha256 + reading).digest()
-
-
-def _stored_progress(conn: psycopg.Connection[Any], tenant_id: str, identity: bytes) -> _Done | None:
-    row = conn.execute(
-        "SELECT rows_read, rows_stored, rows_rejected, finished FROM imports"
-        " WHERE tenant_id = %s AND source_sha256 = %s",
-        [tenant_id, identity],
-    ).fetchone()
-    return None if row is None else _Done(*row)
-
-
-def _store_progress(conn: psycopg.Connection[Any], tenant_id: str, identity: bytes, done: _Done) -> None:
-    conn.execute(
-        "INSERT INTO imports (tenant_id, source_sha256, rows_read, rows_stored, rows_rejected, finished)"
-        " VALUES (%s, %s, %s, %s, %s, %s)"
-        " ON CONFLICT (tenant_id, source_sha256) DO UPDATE SET rows_read = excluded.rows_read,"
-        " rows_stored = excluded.rows_stored, rows_rejected = excluded.rows_rejected,"
-        " finished = excluded.finished, updated_at = now()",
-        [tenant_id, identity, done.rows_read, done.rows_stored, done.rows_rejected, done.finished],
-    )

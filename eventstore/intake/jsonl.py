@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from eventstore.hot.batch import PENDING_SCHEMA
-from eventstore.intake.columns import ImportOptions
 from eventstore.intake.raw import RawChunk, line_data
 from eventstore.intake.rejects import Reject
+from eventstore.intake.schema import ImportOptions
 from eventstore.intake.source import Source
 from eventstore.model.event import VALUE_FIELDS
 

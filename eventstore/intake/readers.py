@@ -17,10 +17,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from eventstore.errors import InputError
-from eventstore.intake.columns import ImportOptions, check_columns
 from eventstore.intake.jsonl import JsonlReader
 from eventstore.intake.raw import RawChunk
 from eventstore.intake.rejects import Reject
+from eventstore.intake.schema import ImportOptions, check_columns
 from eventstore.intake.source import ImportFormat, Source
 from eventstore.intake.values import text_bytes
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -269,6 +270,13 @@ class _Walk:
             raise CoverageError(
                 f"no segment of {self.tenant_id!r} covers seq {expected}", hint="run eventstore verify"
             )
+        ordered = group[::-1] if self.descending else group
+        for one, following in pairwise(ordered):
+            if one.range.last_seq + 1 != following.range.first_seq:
+                raise CoverageError(
+                    f"no segment of {self.tenant_id!r} covers seq {one.range.last_seq + 1}",
+                    hint="run eventstore verify",
+                )
         return first, last
 
     def _may_match(self, segment: Segment) -> bool:

@@ -6,6 +6,7 @@ freeze (hot.seal) → write → read back and verify → cut over → drop (hot.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pyarrow as pa
 from eventstore.archive.layout import segment_key
 from eventstore.archive.parquet import RowGroup, SegmentWriter, cut_row_groups, segment_is_full
 from eventstore.archive.target import ArchiveTarget
-from eventstore.archive.verify import verify_segment
+from eventstore.archive.verify import WrittenFile, verify_segment
 from eventstore.catalog.windows import cut_over
 from eventstore.columns.canonical import canonical_column, chain_column, fixed_bytes, int64_values
 from eventstore.db.engine import Database
@@ -71,13 +72,16 @@ def archive_window(
             try:
                 # The segment says where its chain ends, so the chain must be whole up to there.
                 check.wait()
+                sha256, size_bytes = _digest(path)
                 created = target.put(key, path)
             finally:
                 path.unlink(missing_ok=True)  # what was not put is no use to a retry
             # Dying here leaves an object that no catalog row names; the retry makes the same bytes,
             # finds them stored, and goes on from here.
             try:
-                segment = verify_segment(target, key, segment_range, originals)
+                segment = verify_segment(
+                    target, key, segment_range, originals, WrittenFile(sha256, size_bytes, created)
+                )
             except ArchiveDamageError as e:
                 if created:
                     raise
@@ -89,6 +93,11 @@ def archive_window(
             on_file(FileWritten(segment, created))
         check.finish()
     return verified
+
+
+def _digest(path: Path) -> tuple[bytes, int]:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest(), path.stat().st_size
 
 
 def cut_over_window(database: Database, record: WindowRecord, verified: list[VerifiedSegment]) -> None:

@@ -44,7 +44,7 @@ ROWS = (
 
 def run(lab: Lab) -> list[Measured]:
     """Each run on a copy of the same database with one window that is due."""
-    rows = lab.size(1_000_000, 100_000)
+    rows = lab.size(500_000, 100_000)
 
     def build(database: Database) -> None:
         create_tenant(database, "t", Policy(WindowUnit.DAY, 0))

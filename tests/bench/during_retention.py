@@ -34,7 +34,7 @@ ROWS = (
 
 def run(lab: Lab) -> list[Measured]:
     """100 requests a second of 10 events (open loop); `eventstore retention run` beside it, or not."""
-    rows = lab.size(1_000_000, 100_000)
+    rows = lab.size(800_000, 100_000)
 
     def build(database: Database) -> None:
         for name in sorted({*_APPENDED, *_DUE}):

@@ -37,7 +37,7 @@ ROWS = (
 
 def run(lab: Lab) -> list[Measured]:
     """A closed loop; both servers are up all the time, and take turns."""
-    count = lab.size(10_000, 1_000)
+    count = lab.size(6_000, 1_000)
     bodies = write_bodies(
         lab.exchange / "singles", json_bodies(pending_events(np.random.default_rng(2), count), 1)
     )

@@ -54,7 +54,9 @@ def _memory() -> str:
 
 def _commit() -> str:
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "--no-optional-locks", *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         changed = ", with uncommitted changes" if git("status", "--porcelain", "eventstore") else ""

@@ -6,7 +6,9 @@ import os
 import signal
 from pathlib import Path
 
-from eventstore.db.embedded import Home, start_embedded
+import psycopg
+
+from eventstore.db.embedded import start_embedded
 from eventstore.db.engine import Database
 from eventstore.db.migrate import upgrade
 from tests.crash.world import BASE_US, HOUR_US, Host, a_world, seed
@@ -26,7 +28,7 @@ def test_postgres_killed(host: Host, tmp_path: Path) -> None:
             retention = world.start("retain", "retention", "--loop")
             for _ in range(2):
                 world.wait_progress(appender, killed_reader, retention)
-                os.kill(_main_process(home), signal.SIGKILL)
+                os.kill(_main_process(server.url), signal.SIGKILL)
                 # Whoever has no way of going on without the server ends with an error; the appender persists.
                 retention.kill()
                 killed_reader.kill()
@@ -45,5 +47,8 @@ def test_postgres_killed(host: Host, tmp_path: Path) -> None:
             world.check(orphans_allowed=False)
 
 
-def _main_process(home: Path) -> int:
-    return int((Home(home).cluster() / "data" / "postmaster.pid").read_text().splitlines()[0])
+def _main_process(url: str) -> int:
+    with psycopg.connect(url) as conn:
+        row = conn.execute("SHOW data_directory").fetchone()
+    assert row is not None
+    return int((Path(row[0]) / "postmaster.pid").read_text().splitlines()[0])

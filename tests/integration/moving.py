@@ -102,7 +102,8 @@ class Moving:
             # What hot.drop does, on the connection that already has the lock for which the reader queues.
             dropper.execute(f"DROP TABLE hot.{self.record.leaf}")
             dropper.execute(
-                "UPDATE windows SET state = 'dropped' WHERE state = 'archived' AND tenant_id = %s", [self.name]
+                "UPDATE windows SET state = 'dropped' WHERE state = 'archived' AND tenant_id = %s",
+                [self.name],
             )
             dropper.commit()
             return future.result(DEADLINE_S)

@@ -62,7 +62,7 @@ def after(owner, name, at):
 after(importer.RejectFile, "append", "rejects written")
 after(importer.RejectFile, "rewind", "rejects rewound")
 after(LogTransaction, "write", "events written")
-after(importer, "_store_progress", "before the commit")
+after(importer, "store_progress", "before the commit")
 after(LogTransaction, "_commit", "after the commit")
 
 def progress(at):

@@ -17,11 +17,12 @@ import pytest
 
 from eventstore.app import Store, open_store
 from eventstore.clock import FixedClock
+from eventstore.db.engine import Database
 from eventstore.db.locks import DROP_LOCK_TIMEOUT_MS
 from eventstore.errors import BusyError, CoverageError, VersionConflictError
 from eventstore.hot import append as append_module
 from eventstore.hot import log as log_module
-from eventstore.hot.append import AppendRequest, AppendResult
+from eventstore.hot.append import Appender, AppendRequest, AppendResult
 from eventstore.model.query import EventFilter, Order
 from eventstore.query import reader as reader_module
 from eventstore.query.tiers import LogState
@@ -156,6 +157,7 @@ SELECT seq, (SELECT archived_through FROM watermarks WHERE tenant_id = '{name}')
 
 def test_one_copy_statement_has_the_gap_too(moving: Moving) -> None:
     """COPY (query) TO, which ADBC uses, takes its snapshot before it locks the partitions."""
+
     def look() -> list[dict[str, int]]:
         with moving.store.database.arrow() as conn, conn.cursor() as cursor:
             cursor.execute(_WITH_WATERMARK.format(name=moving.name))
@@ -168,6 +170,7 @@ def test_one_copy_statement_has_the_gap_too(moving: Moving) -> None:
 
 def test_one_select_statement_has_not(moving: Moving) -> None:
     """A SELECT takes its snapshot after planning has locked the partitions: watermark and rows agree."""
+
     def look() -> list[tuple[int, int]]:
         with moving.store.database.connection() as conn:
             return conn.execute(_WITH_WATERMARK.format(name=moving.name)).fetchall()
@@ -277,14 +280,28 @@ def test_a_run_leaves_a_held_up_drop_to_the_next(moving: Moving, monkeypatch: py
     assert moving.store.compactor.run([moving.tenant], BASE_US + HOUR_US).outcomes[0].windows == 0
 
 
-def _append_one(moving: Moving) -> None:
-    outcome = moving.store.appender.append(moving.name, [AppendRequest([event(99, event_id=None)])])[0]
+def _append_one(moving: Moving, appender: Appender | None = None) -> None:
+    request = AppendRequest([event(99, event_id=None)])
+    outcome = (appender or moving.store.appender).append(moving.name, [request])[0]
     assert isinstance(outcome, AppendResult)
 
 
-def test_appends_do_not_wait_for_a_held_up_drop(moving: Moving) -> None:
-    _append_one(moving)  # makes the leaf
-    _append_one(moving)  # and now the connection knows its constraint
+@pytest.fixture
+def appender(moving: Moving) -> Iterator[Appender]:
+    """An appender with one connection."""
+    database = Database(moving.store.database.url, max_connections=1)
+    database.open()
+    yield Appender(
+        database,
+        archived_versions=moving.store.reader.archived_versions,
+        clock=FixedClock(TODAY_US),
+    )
+    database.close()
+
+
+def test_appends_do_not_wait_for_a_held_up_drop(moving: Moving, appender: Appender) -> None:
+    _append_one(moving, appender)  # makes the leaf
+    _append_one(moving, appender)  # and now the connection knows its constraint
     moving.cut_over()
     dropped = threading.Event()
 
@@ -297,19 +314,19 @@ def test_appends_do_not_wait_for_a_held_up_drop(moving: Moving) -> None:
         with _long_reader(moving):
             drop = executor.submit(drop_without_timeout)
             moving.until_waiting("DROP TABLE%")
-            executor.submit(_append_one, moving).result(DEADLINE_S)
+            executor.submit(_append_one, moving, appender).result(DEADLINE_S)
             assert not dropped.is_set()
         drop.result(DEADLINE_S)
 
 
-def test_a_first_append_waits_for_one_drop_attempt_at_most(moving: Moving) -> None:
+def test_a_first_append_waits_for_one_drop_attempt_at_most(moving: Moving, appender: Appender) -> None:
     """A connection that has not written into a leaf yet derives its constraint from its parents, and for
     that it locks them: it queues behind a drop. The drop's lock time-out lets it through."""
     moving.cut_over()
     with ThreadPoolExecutor(2) as executor, _long_reader(moving):
         drop = executor.submit(moving.drop)
         moving.until_waiting("%DROP TABLE%")
-        executor.submit(_append_one, moving).result(DEADLINE_S)
+        executor.submit(_append_one, moving, appender).result(DEADLINE_S)
         assert isinstance(drop.exception(DEADLINE_S), BusyError)
 
 

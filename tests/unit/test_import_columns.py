@@ -20,17 +20,11 @@ from hypothesis import strategies as st
 
 from eventstore.clock import from_us, parse_time_us, to_us
 from eventstore.errors import InputError
-from eventstore.intake.columns import (
-    REQUIRED_FIELDS,
-    ImportOptions,
-    MappedChunk,
-    check_columns,
-    check_recorded_at,
-    map_chunk,
-)
+from eventstore.intake.columns import MappedChunk, map_chunk
 from eventstore.intake.jsonl import JsonlReader
 from eventstore.intake.raw import RawChunk
 from eventstore.intake.readers import CsvReader
+from eventstore.intake.schema import REQUIRED_FIELDS, ImportOptions, check_columns, check_recorded_at
 from eventstore.intake.source import ImportFormat, open_source
 from eventstore.intake.times import TIME_MAX_US, TIME_MIN_US
 from eventstore.model.event import TEXT_LIMITS
