@@ -20,6 +20,7 @@ __all__ = [
     "InputError",
     "IntegrityError",
     "InvalidEventError",
+    "MediaTypeError",
     "Place",
     "RetryError",
     "SchemaVersionError",
@@ -96,6 +97,12 @@ class TooLargeError(InputError):
     def __init__(self, message: str, *, limit_bytes: int, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.limit_bytes = limit_bytes
+
+
+class MediaTypeError(InputError):
+    """A body of a media type that is not taken."""
+
+    code = "media-type"
 
 
 class TenantNotFoundError(InputError):

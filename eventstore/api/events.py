@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from eventstore.app import Store
 from eventstore.clock import parse_time_us, to_iso
-from eventstore.errors import InputError, TooLargeError
+from eventstore.errors import InputError, MediaTypeError, TooLargeError
 from eventstore.hot.append import AppendRequest, AppendResult
 from eventstore.hot.group import GroupCommitter
 from eventstore.intake.json import parse_array_or_object, parse_lines
@@ -102,7 +102,7 @@ def _parse(media_type: str, body: bytes, value_bytes_max: int) -> AppendRequest:
         events, lines = parse_lines(body, value_bytes_max=value_bytes_max)
         return AppendRequest(events, lines, len(body))
     if media_type not in ("application/json", ""):
-        raise InputError(
+        raise MediaTypeError(
             f"the media type {media_type!r} is not taken",
             hint="use application/json, or application/x-ndjson for a stream of lines",
         )

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from eventstore.clock import Clock, clamp_us, from_us
+from eventstore.clock import Clock
 from eventstore.db.engine import Database
 from eventstore.errors import BusyError, EventStoreError, Place, VersionConflict, VersionConflictError
 from eventstore.hot.batch import pending_batch
+from eventstore.hot.ids import stored_ids
 from eventstore.hot.log import LeafCache, LogTransaction, log_transaction
-from eventstore.model.event import NewEvent, uuid7_time_us
+from eventstore.model.event import NewEvent
 
 __all__ = ["AppendRequest", "AppendResult", "Appender", "Entity", "Outcome"]
 
@@ -121,8 +121,8 @@ class Appender:
         archived: Mapping[Entity, int],
         through: int,
     ) -> list[Outcome]:
-        given = {e.event_id.bytes: e.event_id for r in requests for e in r.events if e.event_id is not None}
-        stored = _stored_ids(log, list(given.values())) if given else {}
+        given = {e.event_id.bytes for r in requests for e in r.events if e.event_id is not None}
+        stored = stored_ids(log, b"".join(given))
         conditional = {
             (e.entity_type, e.entity_id) for r in requests for e in r.events if e.expected_version is not None
         }
@@ -141,20 +141,6 @@ class Appender:
             recorded_us = max(now_us, log.head.last_recorded_at_us)
             ids = log.write(pending_batch(new), np.full(len(new), recorded_us, dtype=np.int64)).to_pylist()
         return _results(outcomes, ids)
-
-
-def _stored_ids(log: LogTransaction, ids: list[Any]) -> dict[bytes, int]:
-    """Which of these ids the hot tier holds, with their seqs."""
-    times = [uuid7_time_us(event_id.bytes) for event_id in ids]
-    query = "SELECT event_id, seq FROM events WHERE tenant_id = %s AND event_id = ANY(%s)"
-    parameters: list[Any] = [log.tenant_id, ids]
-    # An id of version 7 was recorded no earlier than its own time less the tenant's lead, so older
-    # windows need no look. One id of another version, and all are looked at.
-    known = [at_us for at_us in times if at_us is not None]
-    if len(known) == len(times):
-        query += " AND recorded_at >= %s"
-        parameters.append(from_us(clamp_us(min(known) - log.head.id_lead_us)))
-    return {row[0].bytes: row[1] for row in log.conn.execute(query, parameters)}
 
 
 def _versions(

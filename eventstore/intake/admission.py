@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from eventstore.clock import US_PER_S, Clock, from_us, to_iso
+from eventstore.clock import US_PER_S, Clock, to_iso
 from eventstore.columns.canonical import fixed_bytes
+from eventstore.hot.ids import stored_ids
 from eventstore.hot.log import LogTransaction
 from eventstore.intake.columns import MappedChunk
 from eventstore.intake.rejects import Reject
@@ -119,22 +120,7 @@ def _known_ids(log: LogTransaction, ids: pa.Array) -> tuple[set[bytes], bool]:
         return set(), False
     given = ids.drop_null() if ids.null_count else ids
     repeated = pc.count_distinct(given).as_py() < len(given)
-    if log.head.last_seq == 0:
-        return set(), repeated
-    data = fixed_bytes(given, 16)
-    array = "{" + data.tobytes().hex(",", 16) + "}"
-    # As in hot.append: a UUIDv7 was recorded no earlier than its own time less the tenant's lead.
-    high = data.view(np.uint8).view(">u8")[::2]
-    earliest_us = TIME_MIN_US
-    if bool((high >> 12 & 15 == 7).all()):
-        earliest_us = int(high.min() >> 16) * 1000 - log.head.id_lead_us
-    # A join: for `= ANY(array)` the planner would weigh each element anew for every leaf, for seconds.
-    rows = log.conn.execute(
-        "SELECT e.event_id FROM events e JOIN unnest(%s::uuid[]) AS given(id) ON e.event_id = given.id"
-        " WHERE e.tenant_id = %s AND e.recorded_at >= %s",
-        [array, log.tenant_id, from_us(max(earliest_us, TIME_MIN_US))],
-    )
-    return {row[0].bytes for row in rows}, repeated
+    return set(stored_ids(log, fixed_bytes(given, 16).tobytes())), repeated
 
 
 def pieces(chunk: MappedChunk, unit: WindowUnit, now_us: int) -> Iterator[MappedChunk]:

@@ -96,23 +96,36 @@ def _finish(
     loose = b"null" in body or any(space in body for space in _WHITESPACE)
     oversize = len(body) > value_bytes_max
     for index, event in enumerate(events):
-        if loose:
-            for name in VALUE_FIELDS:
-                raw = bytes(getattr(event, name))
-                if raw:
-                    setattr(event, name, _compact(raw))
-        if oversize:
-            for name in VALUE_FIELDS:
-                size_bytes = len(bytes(getattr(event, name)))
-                if size_bytes > value_bytes_max:
-                    raise _too_large(_place(index, lines, name), size_bytes, value_bytes_max)
-        if event.metadata and bytes(event.metadata)[:1] != b"{":
-            place = _place(index, lines, "metadata")
-            raise InvalidEventError(f"{place}: must be a JSON object", place=place)
-        if suspect:
-            _check_characters(event, index, lines)
+        try:
+            if loose:
+                _compact_values(event)
+            if oversize:
+                _check_sizes(event, value_bytes_max, index, lines)
+            if event.metadata and bytes(event.metadata)[:1] != b"{":
+                place = _place(index, lines, "metadata")
+                raise InvalidEventError(f"{place}: must be a JSON object", place=place)
+            if suspect:
+                _check_characters(event, index, lines)
+        except RecursionError as e:
+            # What the decoder has passed over as deep as it can, is too deep to be looked into.
+            line = None if lines is None else lines[index]
+            raise _invalid(e, index=None if lines else index, line=line) from e
         if event.occurred_at is not None:
             _check_year(event.occurred_at, _place(index, lines, "occurred_at"))
+
+
+def _compact_values(event: NewEvent) -> None:
+    for name in VALUE_FIELDS:
+        raw = bytes(getattr(event, name))
+        if raw:
+            setattr(event, name, _compact(raw))
+
+
+def _check_sizes(event: NewEvent, value_bytes_max: int, index: int, lines: Sequence[int] | None) -> None:
+    for name in VALUE_FIELDS:
+        size_bytes = len(bytes(getattr(event, name)))
+        if size_bytes > value_bytes_max:
+            raise _too_large(_place(index, lines, name), size_bytes, value_bytes_max)
 
 
 def _compact(raw: bytes) -> msgspec.Raw:
@@ -158,18 +171,17 @@ def _check_characters(event: NewEvent, index: int, lines: Sequence[int] | None) 
 
 def _all_text(raw: str) -> str:
     """Every string inside a JSON value, decoded and run together. (The standard library's decoder, because
-    it lets lone surrogates through, so that they can be seen.)"""
+    it lets lone surrogates through, so that they can be seen. Members stay pairs, because a key may come
+    twice, and numbers stay texts, because they may be longer than Python would convert.)"""
     import json
 
     found: list[str] = []
-    pending: list[Any] = [json.loads(raw)]
+    pending: list[Any] = [json.loads(raw, object_pairs_hook=list, parse_int=str, parse_float=str)]
     while pending:
         value = pending.pop()
         if isinstance(value, str):
             found.append(value)
-        elif isinstance(value, dict):
-            pending += [*value.keys(), *value.values()]
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             pending += value
     return "\x01".join(found)
 

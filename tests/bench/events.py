@@ -26,7 +26,8 @@ _CHUNK_ROWS = 50_000
 def ranks(rng: np.random.Generator, count: int, population: int = _ENTITIES) -> npt.NDArray[np.int64]:
     """Numbers from 0, each drawn in inverse proportion to its rank (Zipf's law)."""
     weights = np.cumsum(1.0 / np.arange(1, population + 1))
-    return np.searchsorted(weights, rng.random(count) * weights[-1]).astype(np.int64)
+    found: npt.NDArray[np.int64] = np.searchsorted(weights, rng.random(count) * weights[-1])
+    return found
 
 
 def entity_name(rank: int) -> str:

@@ -42,7 +42,7 @@ ROWS = (
 
 def run(lab: Lab) -> list[Measured]:
     """One tenant, a few connections in flight; a fresh tenant and table each run."""
-    rows = lab.size(200_000, 20_000)
+    rows = lab.size(100_000, 20_000)
     batch = pending_events(np.random.default_rng(1), rows)
     bodies = json_bodies(batch, _BATCH)
     plain = write_bodies(lab.exchange / "batches", bodies)

@@ -93,4 +93,4 @@ def run(lab: Lab) -> list[Measured]:
 
 def _cpu_s(pid: int) -> float:
     times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
+    return float(times.user + times.system)

@@ -70,9 +70,9 @@ def generating(plan: Plan) -> Iterator[subprocess.Popen[str]]:
         text=True,
         cwd=Path(__file__).resolve().parents[2],
     )
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
-        assert process.stdin is not None
-        assert process.stdout is not None
         process.stdin.write(json.dumps(asdict(plan)) + "\n")
         process.stdin.flush()
         if process.stdout.readline() != "ready\n":
@@ -235,9 +235,11 @@ def _requests(plan: Plan) -> list[bytes]:
 
 
 def _main() -> None:
-    generator = _Generator(plan := Plan(**json.loads(sys.stdin.buffer.raw.readline())))  # type: ignore[attr-defined]
-    print("ready", flush=True)
-    sys.stdin.buffer.raw.readline()  # type: ignore[attr-defined]
+    # Unbuffered: a line that is still to come must be seen by the selector, not lie in a buffer.
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as orders:
+        generator = _Generator(plan := Plan(**json.loads(orders.readline())))
+        print("ready", flush=True)
+        orders.readline()
     before_s = time.process_time()
     elapsed_s = generator.closed_loop() if plan.rate is None else generator.open_loop()
     cpu_s = time.process_time() - before_s

@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pyarrow.parquet as pq
 import pytest
+from sqlalchemy.engine import make_url
 
 from eventstore.archive.file import FileTarget
 from eventstore.testing.invariants import acknowledged_present, check_store
-from tests.crash.world import BASE_US, HOUR_US, SEED_EVENTS, World
+from tests.conftest import create_database
+from tests.crash.world import BASE_US, HOUR_US, SEED_EVENTS, Host, World
+
+Acknowledged = dict[str, list[tuple[int, bytes]]]
 
 LAST = 2 * SEED_EVENTS  # seq 1 to 40 are archived and dropped, 41 to 80 are hot
 LEAF = "hot.events_1_20240301t010000"
 
 
-@pytest.fixture
-def archived(world: World) -> World:
-    """A store whose first windows are archived."""
+@pytest.fixture(scope="module")
+def intact(
+    host: Host,
+    server_url: str,
+    seeded_template: tuple[str, Acknowledged],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> World:
+    """A store whose first windows are archived; to copy from."""
+    template, seeded = seeded_template
+    url = create_database(server_url, f"intact_{secrets.token_hex(4)}", template=template)
+    world = World(host, url, tmp_path_factory.mktemp("intact"), seeded)
     assert world.run_retention("retention", BASE_US + HOUR_US)["windows"] == 2
     report = world.check(orphans_allowed=False)
     assert report.events == 2 * LAST
     return world
+
+
+@pytest.fixture
+def archived(intact: World, server_url: str, tmp_path: Path) -> Iterator[World]:
+    """A copy of it, to be damaged."""
+    name = f"damaged_{secrets.token_hex(6)}"
+    template = make_url(intact.url).database
+    world = World(intact.host, create_database(server_url, name, template=template), tmp_path, intact.seeded)
+    shutil.copytree(intact.archive, world.archive, dirs_exist_ok=True)
+    yield world
+    with psycopg.connect(server_url, autocommit=True) as conn:
+        conn.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 def _sql(world: World, *statements: str) -> None:

@@ -20,6 +20,7 @@ from eventstore.errors import (
     InputError,
     IntegrityError,
     InvalidEventError,
+    MediaTypeError,
     Place,
     RetryError,
     SchemaVersionError,
@@ -39,6 +40,7 @@ TREE: list[tuple[EventStoreError, type[Exception], str, int, int]] = [
     (EventStoreError("m"), Exception, "eventstore-error", 500, 70),
     (InputError("m"), EventStoreError, "invalid-request", 400, 65),
     (InvalidEventError("m"), InputError, "invalid-event", 422, 65),
+    (MediaTypeError("m"), InputError, "media-type", 415, 65),
     (TooLargeError("m", limit_bytes=9), InputError, "too-large", 413, 65),
     (TenantNotFoundError("acme"), InputError, "tenant-not-found", 404, 65),
     (EventNotFoundError("m"), InputError, "event-not-found", 404, 65),
@@ -56,7 +58,6 @@ TREE: list[tuple[EventStoreError, type[Exception], str, int, int]] = [
     (SchemaVersionError("m"), SetupError, "schema-version", 500, 78),
     (EmbeddedPostgresError("m"), SetupError, "embedded-postgres", 500, 78),
 ]
-# Classes that have joined since, with their row above.
 ids = [type(row[0]).__name__ for row in TREE]
 
 
