@@ -16,6 +16,7 @@ from eventstore.db.embedded import start_embedded
 from eventstore.db.engine import Database
 from eventstore.db.migrate import check_schema, current_version, upgrade
 from eventstore.hot.append import Appender
+from eventstore.integrity.binding import bind_archive
 from eventstore.query.reader import LogReader
 from eventstore.query.tiers import Tiers
 from eventstore.retention.compactor import Compactor
@@ -71,6 +72,7 @@ def open_store(settings: Settings, *, clock: Clock | None = None) -> Iterator[St
             upgrade(database)
         check_schema(database)
         target = open_target(settings.resolved_archive_url)
+        bind_archive(database, target)
         scan = ArchiveScan(target)
         stack.callback(scan.close)
         tiers = Tiers(database, scan)

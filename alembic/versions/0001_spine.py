@@ -181,6 +181,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant_id", "first_seq", name=op.f("segments_pk")),
         sa.UniqueConstraint("key", name=op.f("segments_key_uq")),
     )
+    op.create_table(
+        "deployment",
+        sa.Column("store_id", sa.UUID(), server_default=sa.text("gen_random_uuid()"), nullable=False),
+        sa.Column(
+            "created_at", postgresql.TIMESTAMP(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
+        sa.PrimaryKeyConstraint("store_id", name=op.f("deployment_pk")),
+    )
+    op.execute("INSERT INTO deployment DEFAULT VALUES")
     op.execute(REFUSE_CHANGE)
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.dependencies.models import Dependant
 from starlette.concurrency import run_in_threadpool
 
 from eventstore.app import Store
@@ -24,7 +25,22 @@ from eventstore.query.stats import log_stats
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1/tenants/{tenant}")
+
+def known_parameters(request: Request) -> None:
+    """Refuse query parameters that a route does not have: a mistyped filter would widen the answer."""
+    known = _query_parameters(request.scope["route"].dependant)
+    unknown = sorted(set(request.query_params) - known)
+    if unknown:
+        names = ", ".join(sorted(known)) or "none"
+        raise InputError(f"there is no parameter {unknown[0]!r} here", hint=f"known are: {names}")
+
+
+def _query_parameters(dependant: Dependant) -> set[str]:
+    names = {parameter.alias for parameter in dependant.query_params}
+    return names.union(*(_query_parameters(inner) for inner in dependant.dependencies))
+
+
+router = APIRouter(prefix="/v1/tenants/{tenant}", dependencies=[Depends(known_parameters)])
 
 _ENCODER = msgspec.json.Encoder()
 _INLINE_BYTES_MAX = 16_384
@@ -257,9 +273,7 @@ async def stats(tenant: str, request: Request) -> Response:
             "head": {
                 "last_seq": found.last_seq,
                 "last_hash": found.last_hash.hex(),
-                "last_recorded_at": (
-                    None if found.last_recorded_at_us is None else to_iso(found.last_recorded_at_us)
-                ),
+                "clock": None if found.clock_us is None else to_iso(found.clock_us),
             },
         }
     )

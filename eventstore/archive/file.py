@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
@@ -43,7 +44,9 @@ class FileTarget:
         folder = self._path(key).parent
         try:
             _make_folders(folder)
-            handle, name = tempfile.mkstemp(prefix=_STAGE_PREFIX, dir=folder)
+            prefix = f"{_STAGE_PREFIX}{key.rpartition('/')[2]}."
+            _sweep(folder, prefix)
+            handle, name = tempfile.mkstemp(prefix=prefix, dir=folder)
         except OSError as e:
             raise TargetUnavailableError(f"cannot write below {self.root}: {e}", hint=_HINT) from e
         os.close(handle)
@@ -113,6 +116,13 @@ class FileTarget:
 
 
 _HINT = "check that the folder exists, has room, and may be written by this user"
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+    """Remove staged files of killed runs. No run takes a day over one segment."""
+    for left in folder.glob(f"{prefix}*"):
+        if time.time() - left.stat().st_mtime > 86_400:
+            left.unlink(missing_ok=True)
 
 
 def _info(key: str, found: os.stat_result) -> ObjectInfo:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from eventstore.clock import from_us
 from eventstore.model.window import Window
 
-__all__ = ["segment_key", "tenant_prefix"]
+__all__ = ["MARKER_KEY", "segment_key", "tenant_prefix"]
+
+# Says which database the archive belongs to (integrity.binding).
+MARKER_KEY = "eventstore.json"
 
 
 def tenant_prefix(tenant_id: str) -> str:

@@ -14,11 +14,12 @@ from eventstore.archive.parquet import as_events, read_range
 from eventstore.archive.target import ArchiveTarget
 from eventstore.columns.canonical import int64_values
 from eventstore.errors import ArchiveDamageError
+from eventstore.model.bloom import BloomProbe
 from eventstore.model.segment import Segment, SegmentRange, VerifiedSegment
 
 __all__ = ["SegmentContent", "WrittenFile", "digest_segment", "read_segment", "verify_segment"]
 
-_HINT = "nothing was dropped on its strength; restore it from a backup, or move it away and run again"
+_HINT = "restore it from a backup; until then it cannot be read, and nothing is dropped on its strength"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,9 @@ def verify_segment(
         raise _damage(key, f"it holds {compared} events, expected {expected.event_count}")
     if content.sha256 != written.sha256 and (written.created or _same_writer(content, written)):
         raise _damage(key, "its events are right, but its bytes are not those that were written")
+    bits = entity_filter(content.file, content.data)
+    if content.sha256 != written.sha256 and bits is not None and not _admits_all(bits, originals):
+        raise _damage(key, "its Bloom filter denies entities that it holds")
     return VerifiedSegment(
         Segment(
             range=expected,
@@ -131,7 +135,7 @@ def verify_segment(
             min_recorded_at_us=first,
             max_recorded_at_us=last,
         ),
-        entity_filter(content.file, content.data),
+        bits,
     )
 
 
@@ -139,6 +143,11 @@ def _same_writer(content: SegmentContent, written: WrittenFile) -> bool:
     """Whether these would be the written bytes if they were undamaged. Damage does not change a size."""
     by: str = content.file.metadata.created_by
     return content.size_bytes == written.size_bytes and by.endswith(f" {pa.__version__}")
+
+
+def _admits_all(bits: bytes, originals: Sequence[pa.Table]) -> bool:
+    ids = pa.chunked_array([chunk for table in originals for chunk in table.column("entity_id").chunks])
+    return all(BloomProbe(entity_id.encode()).may_be_in(bits) for entity_id in ids.unique().to_pylist())
 
 
 def _check_digest(key: str, digest: bytes, expected: bytes) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from eventstore.query.render import event_views, to_json_lines, to_text_table
 
-__all__ = ["Format", "bytes_text", "console", "errors", "resolve_format", "write_events"]
+__all__ = ["Format", "bytes_text", "console", "errors", "plural", "resolve_format", "write_events"]
 
 console = Console()
 errors = Console(stderr=True)
@@ -43,6 +43,11 @@ def bytes_text(size_bytes: float) -> str:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1000
     raise AssertionError("unreachable")
+
+
+def plural(count: int, noun: str) -> str:
+    """A count and its noun: `1 window`, `1,200 windows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def write_events(tables: Iterable[pa.Table], form: Format) -> int:
@@ -86,7 +91,7 @@ def _write_table(tables: Iterable[pa.Table]) -> int:
     count = 0
     for events in tables:
         for start in range(0, events.num_rows, 500):
-            table = _event_table(events)
+            table = _event_table(events, header=count + start == 0)
             for view in event_views(events.slice(start, 500)):
                 old, new = (bytes(v).decode() for v in (view.old_value, view.new_value))
                 table.add_row(
@@ -103,7 +108,7 @@ def _write_table(tables: Iterable[pa.Table]) -> int:
     return count
 
 
-def _event_table(events: pa.Table) -> Table:
+def _event_table(events: pa.Table, *, header: bool) -> Table:
     """An empty table whose columns share the terminal's width; what does not fit is cut or folded."""
 
     def widest(name: str, least: int, most: int) -> int:
@@ -114,7 +119,7 @@ def _event_table(events: pa.Table) -> Table:
     rest = max(36, console.width - sum(fixed.values()) - 16 - 6 * 2)
     actor = widest("actor", 5, rest // 5)
     entity = widest("entity_id", 6, (rest - actor) * 2 // 5)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=header)
     table.add_column("seq", justify="right", style="cyan", width=fixed["seq"], no_wrap=True)
     table.add_column("recorded (UTC)", width=16, no_wrap=True)
     table.add_column("action", style="green", width=fixed["action"], no_wrap=True)

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from eventstore.app import Store, open_store
-from eventstore.cli.output import Format, bytes_text, console, errors, resolve_format, write_events
+from eventstore.cli.output import Format, bytes_text, console, errors, plural, resolve_format, write_events
 from eventstore.clock import parse_time_us, to_iso
 from eventstore.integrity.verify import VerifyReport, verify_log
 from eventstore.model.query import EventFilter, Order
@@ -59,8 +59,8 @@ def _write(
         hot = sum(last - first + 1 for first, last in coverage.hot)
         archived = sum(last - first + 1 for first, last in coverage.archive)
         console.print(
-            f"[dim]{count:,} events; looked at {archived:,} archived in {len(coverage.windows)} windows, "
-            f"{hot:,} hot[/]",
+            f"[dim]{plural(count, 'event')}; looked at {archived:,} archived in "
+            f"{plural(len(coverage.windows), 'window')}, {hot:,} hot[/]",
             highlight=False,
         )
     for missing in coverage.unreadable:
@@ -159,10 +159,7 @@ def stats(tenant: TenantArgument, form: FormatOption = None) -> None:
         *((f"windows_{state}", count) for state, count in found.windows.items()),
         ("last_seq", found.last_seq),
         ("last_hash", found.last_hash.hex()),
-        (
-            "last_recorded_at",
-            None if found.last_recorded_at_us is None else to_iso(found.last_recorded_at_us),
-        ),
+        ("clock", None if found.clock_us is None else to_iso(found.clock_us)),
     ]
     match resolve_format(form):
         case Format.JSONL:
@@ -172,6 +169,8 @@ def stats(tenant: TenantArgument, form: FormatOption = None) -> None:
             typer.echo(",".join([tenant, *("" if v is None else str(v) for _, v in rows)]))
         case Format.TABLE:
             table = Table(box=None, pad_edge=False, show_header=False)
+            table.add_column(no_wrap=True)
+            table.add_column(overflow="fold")
             for name, value in rows:
                 shown = f"{value:,}" if isinstance(value, int) else str(value)
                 if name.endswith("_bytes") and isinstance(value, int):

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from eventstore.app import Store, open_store
-from eventstore.cli.output import bytes_text, console, errors
+from eventstore.cli.output import bytes_text, console, errors, plural
 from eventstore.clock import SystemClock, parse_time_us, to_iso
 from eventstore.errors import EventStoreError
 from eventstore.model.run import RunReport, RunStatus
@@ -92,7 +92,9 @@ def _show_plan(store: Store, tenant: str | None, now_us: int) -> None:
             )
     if due or failed:
         console.print(table)
-    console.print(f"At {to_iso(now_us)[:19]}Z {due} windows are due. Nothing was touched.", highlight=False)
+    console.print(
+        f"At {to_iso(now_us)[:19]}Z, due: {plural(due, 'window')}. Nothing was touched.", highlight=False
+    )
     if failed:
         raise typer.Exit(1)
 

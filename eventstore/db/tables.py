@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import BYTEA, JSONB, TIMESTAMP, UUID
 
 __all__ = [
+    "deployment",
     "events",
     "heads",
     "imports",
@@ -36,6 +37,14 @@ metadata = sa.MetaData(
 def _tenant_key() -> sa.Column[str]:
     return sa.Column("tenant_id", sa.Text, sa.ForeignKey("tenants.tenant_id"), primary_key=True)
 
+
+# One row: the identity that this database and its archive share.
+deployment = sa.Table(
+    "deployment",
+    metadata,
+    sa.Column("store_id", UUID, primary_key=True, server_default=sa.func.gen_random_uuid()),
+    sa.Column("created_at", TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+)
 
 tenants = sa.Table(
     "tenants",

@@ -97,7 +97,8 @@ class LogTransaction:
 
     def _copy(self, leaf: str, pending: pa.RecordBatch, recorded_us: npt.NDArray[np.int64]) -> list[pa.Array]:
         # Straight into the leaf: its partition constraint holds tenant and window, and a COPY there does
-        # not wait for a lock on the parents.
+        # not wait for a lock on the parents. (A connection that is new to the leaf looks at them once, and
+        # may then wait for a drop as long as that waits itself: its lock time-out.)
         statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
             sql.Identifier(SCHEMA, leaf), sql.SQL(", ").join(map(sql.Identifier, COPY_COLUMNS))
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from eventstore.archive.bloom import entity_filter
 from eventstore.archive.target import ArchiveTarget
 from eventstore.archive.verify import read_segment
 from eventstore.columns.canonical import first_chain_break, int64_values
@@ -74,8 +75,9 @@ def verify_log(
     while chain.next_seq <= head_seq:
         if chain.next_seq <= state.archived_through:
             known = tiers.segments(tenant_id, state.archived_through)
+            filters = tiers.entity_filters(tenant_id, state.archived_through)
             for segment in [s for s in known if s.range.last_seq >= chain.next_seq]:
-                _verify_segment(chain, target, segment)
+                _verify_segment(chain, target, segment, filters.get(segment.range.first_seq))
                 if progress is not None:
                     progress(min(chain.next_seq - 1, head_seq), head_seq)
             if chain.next_seq <= state.archived_through:
@@ -129,7 +131,9 @@ class _Chain:
         self.next_seq, self.last_hash = through + 1, hash_after
 
 
-def _verify_segment(chain: _Chain, target: ArchiveTarget, segment: Segment) -> None:
+def _verify_segment(
+    chain: _Chain, target: ArchiveTarget, segment: Segment, cataloged_filter: bytes | None
+) -> None:
     r, before = segment.range, len(chain.report.problems)
     chain.report.segments += 1
     if r.first_seq != chain.next_seq:
@@ -138,6 +142,10 @@ def _verify_segment(chain: _Chain, target: ArchiveTarget, segment: Segment) -> N
         content = read_segment(target, segment.key, sha256=segment.sha256)
         if content.range != r:
             raise IntegrityError(f"{segment.key} says of itself {content.range}, the catalog {r}")
+        if cataloged_filter not in (None, entity_filter(content.file, content.data)):
+            raise IntegrityError(
+                "its entity filter in the catalog is not the file's: queries may miss events"
+            )
         if chain.last_hash is not None and chain.last_hash != r.hash_before:
             raise IntegrityError("its hash_before is not the end of what lies before it")
         for events in content.row_groups():

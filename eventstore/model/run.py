@@ -22,9 +22,7 @@ class EntryKind(StrEnum):
 
     PLAN_RESOLVED = "plan_resolved"
     WINDOW_STARTED = "window_started"
-    WINDOW_SEALED = "window_sealed"
     FILE_WRITTEN = "file_written"
-    WINDOW_ARCHIVED = "window_archived"
     RETRY = "retry"
     WINDOW_COMPLETED = "window_completed"
     WARNING = "warning"

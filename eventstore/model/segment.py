@@ -24,6 +24,13 @@ class SegmentRange:
     hash_after: bytes
     schema_version: int = SEGMENT_SCHEMA_VERSION
 
+    def __str__(self) -> str:
+        return (
+            f"tenant {self.tenant_id}, window {self.window}, part {self.part}, seq {self.first_seq} to "
+            f"{self.last_seq}, hashes {self.hash_before.hex()[:12]}… to {self.hash_after.hex()[:12]}…, "
+            f"schema {self.schema_version}"
+        )
+
     @property
     def event_count(self) -> int:
         return self.last_seq - self.first_seq + 1

@@ -46,7 +46,7 @@ class Coverage:
         return {
             "hot": [{"first_seq": a, "last_seq": b} for a, b in sorted(self.hot)],
             "archive": [{"first_seq": a, "last_seq": b} for a, b in sorted(self.archive)],
-            "archive_windows_read": len(self.windows),
+            "archive_windows": len(self.windows),
             "archive_from": to_iso(min(self.windows)[0]) if self.windows else None,
             "archive_to": to_iso(max(self.windows)[1]) if self.windows else None,
             "unreadable": [

@@ -235,7 +235,7 @@ class _Walk:
                 end = self.upper
             if not self.coverage.unreadable:
                 self._check_range(events, first, last)
-            self.coverage.add_archive(first, last, readable)
+            self.coverage.add_archive(first, last, group)
             budget *= _SELECTIVE_GROWTH if self.wanted.is_selective else 1
             if events.num_rows:
                 self.remaining -= events.num_rows

@@ -81,10 +81,7 @@ def to_text_table(events: pa.Table) -> pa.Table:
     """Every column as text (null stays null), for CSV."""
     columns = []
     for name in EVENT_FIELDS:
-        chunks = [pa.array(_texts(chunk, name)) for chunk in events.column(name).chunks]
-        columns.append(
-            pa.chunked_array(chunks, pa.int64() if name == "seq" else pa.string())
-            if chunks
-            else pa.chunked_array([], pa.int64() if name == "seq" else pa.string())
-        )
+        kind = pa.int64() if name == "seq" else pa.string()
+        chunks = [pa.array(_texts(chunk, name), kind) for chunk in events.column(name).chunks]
+        columns.append(pa.chunked_array(chunks, kind))
     return pa.Table.from_arrays(columns, names=list(EVENT_FIELDS))

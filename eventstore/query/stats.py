@@ -26,7 +26,10 @@ class TierStats:
 
 @dataclass(frozen=True, slots=True)
 class LogStats:
-    """One tenant's log. `windows` counts them by state."""
+    """One tenant's log. `windows` counts them by state.
+
+    `clock_us` is the tenant's clock: no later event is recorded before it. None: the log is empty.
+    """
 
     tenant: Tenant
     hot: TierStats
@@ -35,7 +38,7 @@ class LogStats:
     windows: dict[WindowState, int]
     last_seq: int
     last_hash: bytes
-    last_recorded_at_us: int | None
+    clock_us: int | None
 
 
 def log_stats(database: Database, tenant_id: str) -> LogStats:
@@ -78,5 +81,5 @@ def log_stats(database: Database, tenant_id: str) -> LogStats:
         windows={state: counts.get(state, 0) for state in WindowState},
         last_seq=head.last_seq,
         last_hash=bytes(head.last_hash),
-        last_recorded_at_us=head.last_recorded_us if head.last_seq else None,
+        clock_us=head.last_recorded_us if head.last_seq else None,
     )

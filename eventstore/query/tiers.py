@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -139,20 +139,26 @@ class Tiers:
 
     def without_entity(self, tenant_id: str, archived_through: int, entity_id: str) -> set[int]:
         """The segments, by first seq, that certainly hold no event of an entity."""
+        probe = BloomProbe(entity_id.encode())
+        filters = self.entity_filters(tenant_id, archived_through)
+        return {first_seq for first_seq, bits in filters.items() if not probe.may_be_in(bits)}
+
+    def entity_filters(self, tenant_id: str, archived_through: int) -> Mapping[int, bytes]:
+        """The entity filters up to a watermark, by the segments' first seqs; none at all if they are too
+        large to keep (the Bloom filters inside the files then serve)."""
         none: dict[int, bytes] = {}
         with self._lock:
             known = self._filters.get(tenant_id, _Known(0, none))
         if known.through < archived_through:
             with self._database.transaction() as conn:
                 if entity_filters_bytes(conn, tenant_id) > _CACHED_FILTER_BYTES_MAX:
-                    return set()  # the Bloom filters inside the files serve
+                    return none
                 new = list_entity_filters(
                     conn, tenant_id, seq_from=known.through + 1, seq_to=archived_through
                 )
             known = _Known(archived_through, known.value | new)
             self._remember(self._filters, tenant_id, known, _CACHED_FILTERS_MAX)
-        probe = BloomProbe(entity_id.encode())
-        return {first_seq for first_seq, bits in known.value.items() if not probe.may_be_in(bits)}
+        return known.value
 
     def _remember(
         self, cache: OrderedDict[str, _Known[Any]], tenant_id: str, known: _Known[Any], most: int

@@ -225,14 +225,14 @@ def test_a_body_in_chunks_without_content_length(tenant: Tenant) -> None:
 
 def test_stats(tenant: Tenant) -> None:
     empty = tenant.found("stats")
-    assert (empty["head"]["last_seq"], empty["head"]["last_recorded_at"]) == (0, None)
+    assert (empty["head"]["last_seq"], empty["head"]["clock"]) == (0, None)
     events = tenant.fill()
     found = tenant.found("stats")
     assert (found["tenant"], found["hot"]["events"], found["archive"]["events"]) == (tenant.name, 4, 12)
     assert found["archive"]["segments"] == 3
     assert found["windows"] == {"open": 1, "sealed": 0, "archived": 0, "dropped": 3}
     assert found["head"]["last_hash"] == events[-1]["hash"]
-    assert found["head"]["last_recorded_at"] == events[-1]["recorded_at"]
+    assert found["head"]["clock"] == events[-1]["recorded_at"]
     sizes = [p.stat().st_size for p in (tenant.served.archive / f"tenant_id={tenant.name}").rglob("*.parquet")]
     assert found["archive"]["bytes"] == sum(sizes)
     assert found["hot"]["bytes"] > 0
@@ -313,11 +313,11 @@ def test_answers_say_what_they_covered(served: Served) -> None:
     covered = tenant.found("events", entity_id="0")["covered"]
     assert covered["hot"] == [{"first_seq": 13, "last_seq": 16}]
     assert covered["archive"] == [{"first_seq": 1, "last_seq": 12}]
-    assert covered["archive_windows_read"] == 3
+    assert covered["archive_windows"] == 3
     assert (covered["archive_from"], covered["archive_to"]) == (to_iso(START_US), to_iso(START_US + 3 * DAY_US))
     assert covered["unreadable"] == []
     hot_only = tenant.found("recent", limit=2)["covered"]
-    assert (hot_only["archive"], hot_only["archive_windows_read"]) == ([], 0)
+    assert (hot_only["archive"], hot_only["archive_windows"]) == ([], 0)
     one = tenant.found("events/5")["covered"]
     assert (one["archive"], one["hot"]) == ([{"first_seq": 5, "last_seq": 5}], [])
 

@@ -1,0 +1,62 @@
+"""Which archive belongs to which database.
+
+Each database has an identity, and the archive target carries it in a marker object. Without this, a run
+with a mistaken archive address would put the next windows somewhere else, and every read after it would
+fail; and two databases could share one archive unawares.
+"""
+
+from __future__ import annotations
+
+import json
+
+import sqlalchemy as sa
+
+from eventstore.archive.layout import MARKER_KEY
+from eventstore.archive.target import ArchiveTarget
+from eventstore.db.engine import Database
+from eventstore.db.tables import deployment, segments
+from eventstore.errors import ArchiveDamageError, SetupError
+
+__all__ = ["bind_archive"]
+
+
+def bind_archive(database: Database, target: ArchiveTarget) -> None:
+    """Check that the target is this database's archive; a new archive is marked as such.
+
+    Raises:
+        SetupError: it is another database's archive, or not the one that holds this database's windows.
+        TargetUnavailableError: the target did not answer.
+    """
+    with database.transaction() as conn:
+        store_id = str(conn.execute(sa.select(deployment.c.store_id)).scalar_one())
+        in_use = conn.execute(sa.select(sa.exists().select_from(segments))).scalar_one()
+    marked = _read_marker(target)
+    if marked is None and in_use:
+        raise SetupError(
+            f"{target.describe()} is not the archive that holds this database's windows",
+            hint="set EVENTSTORE_ARCHIVE_URL (or EVENTSTORE_HOME) to where they were archived",
+        )
+    if marked is None:
+        staged = target.stage(MARKER_KEY)
+        staged.write_text(json.dumps({"store_id": store_id}) + "\n", encoding="utf-8")
+        target.put(MARKER_KEY, staged)  # whoever was first, read what is there now
+        marked = _read_marker(target)
+    if marked != store_id:
+        raise SetupError(
+            f"{target.describe()} is the archive of another database (store {marked}, not {store_id})",
+            hint="give each database an archive of its own: set EVENTSTORE_ARCHIVE_URL",
+        )
+
+
+def _read_marker(target: ArchiveTarget) -> str | None:
+    """The identity in the target's marker; None if it has none."""
+    try:
+        with target.open(MARKER_KEY) as file:
+            content = json.loads(file.read())
+    except ArchiveDamageError:
+        return None
+    except ValueError as e:
+        raise SetupError(
+            f"the marker {MARKER_KEY} in {target.describe()} is damaged", hint="restore it from a backup"
+        ) from e
+    return str(content["store_id"])
