@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from sqlalchemy.engine import make_url
 from eventstore.app import Store, open_store
 from eventstore.clock import FixedClock
 from eventstore.db.embedded import start_embedded
+from eventstore.db.embedded.home import Home, lock_within
 from eventstore.db.engine import Database
 from eventstore.db.migrate import upgrade
 from eventstore.settings import Settings
@@ -23,14 +27,19 @@ TODAY_US = 1_795_219_200_000_000
 
 
 @pytest.fixture(scope="session")
-def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server_url() -> Iterator[str]:
     """A Postgres server: the one EVENTSTORE_TEST_DATABASE_URL names, else an embedded one."""
     given = os.environ.get("EVENTSTORE_TEST_DATABASE_URL")
     if given:
         yield given
         return
-    with start_embedded(tmp_path_factory.mktemp("server")) as server:
-        yield server.url
+    # Not pytest's own folder, which only its owner may enter: the server may have another account.
+    with tempfile.TemporaryDirectory(prefix="eventstore-tests-") as folder:
+        os.chmod(folder, 0o711)
+        with start_embedded(Path(folder)) as server:
+            yield server.url
+        # Granted when the server has been stopped; only then can its folder be removed.
+        os.close(lock_within(Home(Path(folder)).supervisor_lock, fcntl.LOCK_EX, time.monotonic() + 60))
 
 
 def create_database(server: str, name: str, *, template: str | None = None) -> str:
