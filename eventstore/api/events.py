@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -12,21 +10,19 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.dependencies.models import Dependant
 from starlette.concurrency import run_in_threadpool
 
+from eventstore.api.append import AppendService
 from eventstore.app import Store
 from eventstore.clock import parse_time_us, to_iso
-from eventstore.errors import InputError, MediaTypeError, TooLargeError
-from eventstore.hot.append import AppendRequest, AppendResult
-from eventstore.hot.group import GroupCommitter
-from eventstore.intake.json import parse_array_or_object, parse_lines
+from eventstore.errors import InputError
 from eventstore.model.query import PAGE_LIMIT_MAX, EventFilter, Order, decode_cursor, encode_cursor
 from eventstore.query.reader import Page
-from eventstore.query.render import event_views, format_uuid
+from eventstore.query.render import event_views
 from eventstore.query.stats import log_stats
 
 __all__ = ["router"]
 
 
-def known_parameters(request: Request) -> None:
+async def known_parameters(request: Request) -> None:
     """Refuse query parameters that a route does not have: a mistyped filter would widen the answer."""
     known = _query_parameters(request.scope["route"].dependant)
     unknown = sorted(set(request.query_params) - known)
@@ -43,25 +39,11 @@ def _query_parameters(dependant: Dependant) -> set[str]:
 router = APIRouter(prefix="/v1/tenants/{tenant}", dependencies=[Depends(known_parameters)])
 
 _ENCODER = msgspec.json.Encoder()
-_INLINE_BYTES_MAX = 16_384
 _DESCRIPTION_422 = "An event breaks a rule; `field` and `index` or `line` say where. Nothing was stored."
 
 
 def _json(value: Any, status: int = 200) -> Response:
     return Response(_ENCODER.encode(value), status, media_type="application/json")
-
-
-class _Stored(msgspec.Struct):
-    seq: int
-    event_id: str
-
-
-class _Appended(msgspec.Struct):
-    first_seq: int | None
-    last_seq: int | None
-    count: int
-    duplicates: int
-    events: list[_Stored] | msgspec.UnsetType = msgspec.UNSET
 
 
 @router.post(
@@ -82,58 +64,8 @@ async def append(tenant: str, request: Request, events: bool = True) -> Response
 
     Answered once the events are durable. `events=false` leaves out the list of seq and event_id.
     """
-    store: Store = request.app.state.store
-    body = await _read_body(request, store.settings.body_bytes_max)
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    parse = partial(_parse, media_type, body, store.settings.value_bytes_max)
-    # Small bodies are parsed in less time than it takes to hand them to a thread.
-    appending = parse() if len(body) <= _INLINE_BYTES_MAX else await run_in_threadpool(parse)
-    committer: GroupCommitter = request.app.state.committer
-    result = await asyncio.wrap_future(committer.submit(tenant, appending))
-    return _json(_appended(result, events), 201)
-
-
-async def _read_body(request: Request, limit_bytes: int) -> bytes:
-    def refuse() -> TooLargeError:
-        return TooLargeError(
-            f"the body is larger than {limit_bytes} bytes",
-            limit_bytes=limit_bytes,
-            hint="send it in several requests",
-        )
-
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit_bytes:
-        raise refuse()
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit_bytes:
-            raise refuse()
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _parse(media_type: str, body: bytes, value_bytes_max: int) -> AppendRequest:
-    if media_type == "application/x-ndjson":
-        events, lines = parse_lines(body, value_bytes_max=value_bytes_max)
-        return AppendRequest(events, lines, len(body))
-    if media_type not in ("application/json", ""):
-        raise MediaTypeError(
-            f"the media type {media_type!r} is not taken",
-            hint="use application/json, or application/x-ndjson for a stream of lines",
-        )
-    return AppendRequest(parse_array_or_object(body, value_bytes_max=value_bytes_max), None, len(body))
-
-
-def _appended(result: AppendResult, with_events: bool) -> _Appended:
-    listed = [_Stored(s, format_uuid(i)) for s, i in zip(result.seqs, result.event_ids, strict=True)]
-    return _Appended(
-        result.first_seq,
-        result.last_seq,
-        result.count,
-        result.duplicates,
-        listed if with_events else msgspec.UNSET,
-    )
+    service: AppendService = request.app.state.appending
+    return await service.respond(tenant, request, with_events=events)
 
 
 def _time(name: str, text: str | None) -> int | None:

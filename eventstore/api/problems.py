@@ -23,7 +23,7 @@ from eventstore.errors import (
     VersionConflictError,
 )
 
-__all__ = ["MEDIA_TYPE", "install", "problem"]
+__all__ = ["MEDIA_TYPE", "from_error", "install", "problem"]
 
 MEDIA_TYPE = "application/problem+json"
 _log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ def problem(status: int, title: str, detail: str, *, code: str, **more: object) 
 
 def from_error(error: EventStoreError) -> Response:
     """The problem that tells a caller of an error."""
+    if isinstance(error, IntegrityError):
+        _log.error("damaged history: %s", error)
     status, title = next((s, t) for kind, s, t in _STATUS if isinstance(error, kind))
     more: dict[str, object] = {"hint": error.hint} if error.hint else {}
     if isinstance(error, InvalidEventError):
@@ -82,8 +84,6 @@ def install(app: FastAPI) -> None:
 
     async def on_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, EventStoreError)
-        if isinstance(error, IntegrityError):
-            _log.error("damaged history: %s", error)
         return from_error(error)
 
     async def on_http(_: Request, error: Exception) -> Response:

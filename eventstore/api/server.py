@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from eventstore import __version__
 from eventstore.api import events, problems
+from eventstore.api.append import AppendService, AppendShortcut
 from eventstore.app import Store
 from eventstore.hot.group import GroupCommitter
 
@@ -28,11 +29,15 @@ def create_app(store: Store) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         app.state.store = store
-        app.state.committer = GroupCommitter(store.appender, workers=store.settings.append_workers)
+        settings = store.settings
+        committer = GroupCommitter(store.appender, workers=settings.append_workers)
+        app.state.appending = AppendService(
+            committer, body_bytes_max=settings.body_bytes_max, value_bytes_max=settings.value_bytes_max
+        )
         try:
             yield
         finally:
-            await run_in_threadpool(app.state.committer.close)
+            await run_in_threadpool(committer.close)
 
     app = FastAPI(
         title="eventstore",
@@ -44,6 +49,7 @@ def create_app(store: Store) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
+    app.add_middleware(AppendShortcut)
     app.include_router(events.router)
 
     @app.get("/healthz", summary="Whether the process serves")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from sqlalchemy.engine import make_url
 
 from eventstore.app import Store, open_store
 from eventstore.db.embedded import start_embedded
+from eventstore.db.embedded.home import Home, lock_within
 from eventstore.db.engine import Database
 from eventstore.db.migrate import upgrade
 from eventstore.settings import Settings
@@ -76,7 +79,7 @@ class Lab:
 
     def __enter__(self) -> Self:
         self._home = Path(tempfile.mkdtemp(prefix="eventstore-bench-", dir=self._parent))
-        self._stack.callback(shutil.rmtree, self._home, ignore_errors=True)
+        self._stack.callback(self._clear)
         self._home.chmod(0o755)  # the server may work under another account
         self.exchange = self._home / "exchange"
         self.exchange.mkdir()
@@ -98,6 +101,13 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _clear(self) -> None:
+        """Remove everything, once the server has stopped (its supervisor holds a lock for its whole life)."""
+        lock = Home(self._home / "server").supervisor_lock
+        if lock.exists():
+            os.close(lock_within(lock, fcntl.LOCK_EX, time.monotonic() + _STOP_TIMEOUT_S))
+        shutil.rmtree(self._home)
 
     # --- telling --------------------------------------------------------------------------------------
 

@@ -233,7 +233,9 @@ def test_stats(tenant: Tenant) -> None:
     assert found["windows"] == {"open": 1, "sealed": 0, "archived": 0, "dropped": 3}
     assert found["head"]["last_hash"] == events[-1]["hash"]
     assert found["head"]["clock"] == events[-1]["recorded_at"]
-    sizes = [p.stat().st_size for p in (tenant.served.archive / f"tenant_id={tenant.name}").rglob("*.parquet")]
+    sizes = [
+        p.stat().st_size for p in (tenant.served.archive / f"tenant_id={tenant.name}").rglob("*.parquet")
+    ]
     assert found["archive"]["bytes"] == sum(sizes)
     assert found["hot"]["bytes"] > 0
 
@@ -314,7 +316,10 @@ def test_answers_say_what_they_covered(served: Served) -> None:
     assert covered["hot"] == [{"first_seq": 13, "last_seq": 16}]
     assert covered["archive"] == [{"first_seq": 1, "last_seq": 12}]
     assert covered["archive_windows"] == 3
-    assert (covered["archive_from"], covered["archive_to"]) == (to_iso(START_US), to_iso(START_US + 3 * DAY_US))
+    assert (covered["archive_from"], covered["archive_to"]) == (
+        to_iso(START_US),
+        to_iso(START_US + 3 * DAY_US),
+    )
     assert covered["unreadable"] == []
     hot_only = tenant.found("recent", limit=2)["covered"]
     assert (hot_only["archive"], hot_only["archive_windows"]) == ([], 0)
@@ -322,12 +327,31 @@ def test_answers_say_what_they_covered(served: Served) -> None:
     assert (one["archive"], one["hot"]) == ([{"first_seq": 5, "last_seq": 5}], [])
 
 
-IDS = ["a/b", "a/b/../c", "..", ".", "a.b", "100%", "%2F", "a b", "é→日本", "a?b=c&d", "a#b", "/", "//x", "+", "'", '"\\']
+IDS = [
+    "a/b",
+    "a/b/../c",
+    "..",
+    ".",
+    "a.b",
+    "100%",
+    "%2F",
+    "a b",
+    "é→日本",
+    "a?b=c&d",
+    "a#b",
+    "/",
+    "//x",
+    "+",
+    "'",
+    '"\\',
+]
 
 
 @pytest.mark.parametrize("entity_id", IDS)
 def test_history_takes_any_id(tenant: Tenant, entity_id: str) -> None:
-    tenant.append(event(entity_id=entity_id), event(entity_id="other"), event(entity_id=entity_id, entity_type="x"))
+    tenant.append(
+        event(entity_id=entity_id), event(entity_id="other"), event(entity_id=entity_id, entity_type="x")
+    )
     url = f"http://127.0.0.1:{tenant.served.address[1]}{tenant.path}/history/{quote(entity_id, safe='')}"
     # httpx would resolve dots in a path, so the request line is written by hand.
     with socket.create_connection(tenant.served.address, timeout=30) as conn:
@@ -438,26 +462,91 @@ def stream_with(broken: bytes, *, at: int = 37) -> bytes:
 JSON, LINES = "application/json", "application/x-ndjson"
 NESTED = b"[" * 100_000 + b"]" * 100_000
 WRONG: dict[str, tuple[str, bytes, int, dict[str, Any]]] = {
-    "missing field": (JSON, json.dumps({k: v for k, v in REQUIRED.items() if k != "actor"}).encode(), 422, {"field": "actor", "index": 0}),
-    "missing in the second": (JSON, json.dumps([event(), {"entity_type": "x"}]).encode(), 422, {"field": "entity_id", "index": 1}),
+    "missing field": (
+        JSON,
+        json.dumps({k: v for k, v in REQUIRED.items() if k != "actor"}).encode(),
+        422,
+        {"field": "actor", "index": 0},
+    ),
+    "missing in the second": (
+        JSON,
+        json.dumps([event(), {"entity_type": "x"}]).encode(),
+        422,
+        {"field": "entity_id", "index": 1},
+    ),
     "unknown field": (JSON, json.dumps(event(colour="red")).encode(), 422, {"field": "colour", "index": 0}),
     "empty text": (JSON, json.dumps(event(actor="")).encode(), 422, {"field": "actor", "index": 0}),
-    "over-long": (JSON, json.dumps([event()] * 3 + [event(entity_id="x" * 1025)]).encode(), 422, {"field": "entity_id", "index": 3}),
-    "null where text must be": (JSON, json.dumps(event(entity_type=None)).encode(), 422, {"field": "entity_type"}),
+    "over-long": (
+        JSON,
+        json.dumps([event()] * 3 + [event(entity_id="x" * 1025)]).encode(),
+        422,
+        {"field": "entity_id", "index": 3},
+    ),
+    "null where text must be": (
+        JSON,
+        json.dumps(event(entity_type=None)).encode(),
+        422,
+        {"field": "entity_type"},
+    ),
     "number where text must be": (JSON, json.dumps(event(entity_id=7)).encode(), 422, {"field": "entity_id"}),
     "bad time": (JSON, json.dumps(event(occurred_at="yesterday")).encode(), 422, {"field": "occurred_at"}),
-    "time without zone": (JSON, json.dumps(event(occurred_at="2024-03-01T00:00:00")).encode(), 422, {"field": "occurred_at"}),
-    "time before year 1": (JSON, json.dumps(event(occurred_at="0001-01-01T00:00:00+01:00")).encode(), 422, {"field": "occurred_at"}),
+    "time without zone": (
+        JSON,
+        json.dumps(event(occurred_at="2024-03-01T00:00:00")).encode(),
+        422,
+        {"field": "occurred_at"},
+    ),
+    "time before year 1": (
+        JSON,
+        json.dumps(event(occurred_at="0001-01-01T00:00:00+01:00")).encode(),
+        422,
+        {"field": "occurred_at"},
+    ),
     "bad event_id": (JSON, json.dumps(event(event_id="x")).encode(), 422, {"field": "event_id"}),
-    "negative version": (JSON, json.dumps(event(expected_version=-1)).encode(), 422, {"field": "expected_version"}),
-    "huge version": (JSON, json.dumps(event(expected_version=2**63)).encode(), 422, {"field": "expected_version"}),
-    "fractional version": (JSON, json.dumps(event(expected_version=1.5)).encode(), 422, {"field": "expected_version"}),
-    "metadata no object": (JSON, json.dumps(event(metadata=[1])).encode(), 422, {"field": "metadata", "index": 0}),
-    "value over its limit": (JSON, json.dumps([event(), event(new_value="x" * 1001)]).encode(), 413, {"limit_bytes": VALUE_BYTES_MAX}),
+    "negative version": (
+        JSON,
+        json.dumps(event(expected_version=-1)).encode(),
+        422,
+        {"field": "expected_version"},
+    ),
+    "huge version": (
+        JSON,
+        json.dumps(event(expected_version=2**63)).encode(),
+        422,
+        {"field": "expected_version"},
+    ),
+    "fractional version": (
+        JSON,
+        json.dumps(event(expected_version=1.5)).encode(),
+        422,
+        {"field": "expected_version"},
+    ),
+    "metadata no object": (
+        JSON,
+        json.dumps(event(metadata=[1])).encode(),
+        422,
+        {"field": "metadata", "index": 0},
+    ),
+    "value over its limit": (
+        JSON,
+        json.dumps([event(), event(new_value="x" * 1001)]).encode(),
+        413,
+        {"limit_bytes": VALUE_BYTES_MAX},
+    ),
     "NUL in a text": (JSON, json.dumps(event(actor="a\0")).encode(), 422, {"field": "actor", "index": 0}),
-    "NUL in a value": (JSON, json.dumps(event(new_value={"a": ["\0"]})).encode(), 422, {"field": "new_value"}),
+    "NUL in a value": (
+        JSON,
+        json.dumps(event(new_value={"a": ["\0"]})).encode(),
+        422,
+        {"field": "new_value"},
+    ),
     "NUL in a key": (JSON, json.dumps(event(metadata={"\0": 1})).encode(), 422, {"field": "metadata"}),
-    "NUL in a key given twice": (JSON, json.dumps(event(new_value=7)).encode().replace(b"7", b'{"a":"\\u0000","a":1}'), 422, {"field": "new_value"}),
+    "NUL in a key given twice": (
+        JSON,
+        json.dumps(event(new_value=7)).encode().replace(b"7", b'{"a":"\\u0000","a":1}'),
+        422,
+        {"field": "new_value"},
+    ),
     "raw NUL": (JSON, json.dumps(event(actor="aXb")).encode().replace(b"X", b"\0"), 422, {}),
     "lone surrogate": (JSON, json.dumps(event(entity_id="\ud800")).encode(), 422, {"index": 0}),
     "lone surrogate in a value": (JSON, json.dumps(event(old_value=["\udfff"])).encode(), 422, {"index": 0}),
@@ -475,17 +564,32 @@ WRONG: dict[str, tuple[str, bytes, int, dict[str, Any]]] = {
     "two objects": (JSON, json.dumps(event()).encode() * 2, 422, {}),
     "trailing comma": (JSON, json.dumps([event()]).encode()[:-1] + b",]", 422, {}),
     "a broken line": (LINES, stream_with(b'{"entity_type": '), 422, {"line": 37}),
-    "a missing field in a line": (LINES, stream_with(b'{"entity_type":"t"}'), 422, {"line": 37, "field": "entity_id"}),
+    "a missing field in a line": (
+        LINES,
+        stream_with(b'{"entity_type":"t"}'),
+        422,
+        {"line": 37, "field": "entity_id"},
+    ),
     "a value over its limit in a line": (LINES, stream_with(line(1, old_value="x" * 1001)), 413, {}),
     "NUL in a line": (LINES, stream_with(line(1, actor="\0")), 422, {"line": 37, "field": "actor"}),
     "an array in a line": (LINES, stream_with(b"[" + line(1) + b"]"), 422, {"line": 37}),
     "deep nesting": (JSON, json.dumps(event(new_value=7)).encode().replace(b"7", NESTED), 422, {}),
-    "deep nesting with blanks": (JSON, json.dumps(event(new_value=7)).encode().replace(b"7", b"[ " * 400 + b"]" * 400 + b"," ), 422, {}),
+    "deep nesting with blanks": (
+        JSON,
+        json.dumps(event(new_value=7)).encode().replace(b"7", b"[ " * 400 + b"]" * 400 + b","),
+        422,
+        {},
+    ),
     "deep body": (JSON, NESTED, 422, {}),
-    "too large": (JSON, b"[" + b",".join([json.dumps(event()).encode()] * 4000) + b"]", 413, {"limit_bytes": BODY_BYTES_MAX}),
+    "too large": (
+        JSON,
+        b"[" + b",".join([json.dumps(event()).encode()] * 4000) + b"]",
+        413,
+        {"limit_bytes": BODY_BYTES_MAX},
+    ),
     "another media type": ("text/csv", b"a,b", 415, {}),
     "a form": ("application/x-www-form-urlencoded", b"a=b", 415, {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -533,7 +637,8 @@ def test_a_body_that_breaks_off_stores_nothing(tenant: Tenant) -> None:
         body = line(1) + b"\n"
         conn.sendall(
             f"POST {tenant.path}/events HTTP/1.1\r\nHost: x\r\nContent-Type: {LINES}\r\n"
-            f"Content-Length: {len(body) * 2}\r\n\r\n".encode() + body
+            f"Content-Length: {len(body) * 2}\r\n\r\n".encode()
+            + body
         )
     tenant.append(event())
     assert tenant.last_seq() == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -137,7 +138,10 @@ def test_one_wrong_event_refuses_the_whole_request(store: Store) -> None:
 def test_one_refused_request_leaves_the_others_of_its_group(store: Store) -> None:
     make_tenant(store)
     good, bad, also_good = group(
-        store, [new_event("1"), new_event("2")], [new_event("3"), new_event("1", expected_version=0)], [new_event("4")]
+        store,
+        [new_event("1"), new_event("2")],
+        [new_event("3"), new_event("1", expected_version=0)],
+        [new_event("4")],
     )
     assert isinstance(bad, VersionConflictError)
     assert bad.conflicts[0].actual == 1  # set by the request before it in the same group
@@ -171,16 +175,19 @@ def test_a_repeated_id_is_answered_with_its_first_seq(store: Store) -> None:
     make_tenant(store)
     one, two = id7(START_US), uuid.UUID("0b7f5e3c-1111-4222-8333-444455556666")
     append(store, "acme", new_event("1", event_id=one), new_event("2", event_id=two))
-    again = append(
-        store, "acme", new_event("x", event_id=two), new_event("3"), new_event("y", event_id=one)
-    )
+    again = append(store, "acme", new_event("x", event_id=two), new_event("3"), new_event("y", event_id=one))
     assert list(again.seqs) == [2, 3, 1]
     assert (again.first_seq, again.last_seq, again.count, again.duplicates) == (3, 3, 1, 2)
     assert again.event_ids[0] == two.bytes
     assert again.event_ids[2] == one.bytes
     assert [row["entity_id"] for row in read(store, "acme")] == ["1", "2", "3"]
     all_known = append(store, "acme", new_event("z", event_id=one))
-    assert (all_known.first_seq, all_known.last_seq, all_known.count, list(all_known.seqs)) == (None, None, 0, [1])
+    assert (all_known.first_seq, all_known.last_seq, all_known.count, list(all_known.seqs)) == (
+        None,
+        None,
+        0,
+        [1],
+    )
     whole(store)
 
 
@@ -240,7 +247,11 @@ def test_version_7_ids_are_found_in_the_windows_that_their_time_allows(
 
 @pytest.mark.parametrize(
     "text",
-    ["ffffffff-ffff-7fff-bfff-ffffffffffff", "00000000-0000-7000-8000-000000000000", "e6773e0c-0000-7000-8000-000000000000"],
+    [
+        "ffffffff-ffff-7fff-bfff-ffffffffffff",
+        "00000000-0000-7000-8000-000000000000",
+        "e6773e0c-0000-7000-8000-000000000000",
+    ],
     ids=["year 10889", "1970", "year 9999"],
 )
 def test_ids_of_any_time_are_stored_found_and_repeated(store: Store, clock: FixedClock, text: str) -> None:
@@ -306,7 +317,9 @@ def test_several_conditions_of_one_request_look_at_the_same_moment(store: Store)
     assert list(result.seqs) == [2, 3]
 
 
-def test_expected_version_of_an_entity_that_lies_in_the_archive_alone(store: Store, clock: FixedClock) -> None:
+def test_expected_version_of_an_entity_that_lies_in_the_archive_alone(
+    store: Store, clock: FixedClock
+) -> None:
     make_tenant(store)
     append(store, "acme", new_event("old"), new_event("both"))
     clock.move_to(START_US + DAY_US)
@@ -348,7 +361,8 @@ def test_appenders_of_different_processes_make_one_log(store: Store) -> None:
     make_tenant(store)
     clock = FixedClock(START_US)
     others = [
-        Appender(store.database, archived_versions=store.reader.archived_versions, clock=clock) for _ in range(4)
+        Appender(store.database, archived_versions=store.reader.archived_versions, clock=clock)
+        for _ in range(4)
     ]
 
     def write(appender: Appender) -> list[int]:
@@ -431,7 +445,9 @@ def test_windows_without_events_do_not_exist(store: Store, clock: FixedClock) ->
     assert len(leaves(store.database.url)) == 2
 
 
-@pytest.mark.parametrize(("old", "new"), [("day", "hour"), ("hour", "month"), ("week", "day"), ("day", "week")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("day", "hour"), ("hour", "month"), ("week", "day"), ("day", "week")]
+)
 def test_when_the_unit_changes_windows_neither_meet_nor_leave_a_gap(
     store: Store, clock: FixedClock, old: str, new: str
 ) -> None:
@@ -443,7 +459,7 @@ def test_when_the_unit_changes_windows_neither_meet_nor_leave_a_gap(
         clock.move_to(START_US + step * 19 * HOUR_US)
         append(store, "acme", new_event(str(step)))
     found = states(store)
-    for (_, _, end, _), (_, start, _, _) in zip(found, found[1:], strict=False):
+    for (_, _, end, _), (_, start, _, _) in itertools.pairwise(found):
         assert end <= start
     assert found[0][0] == WindowState.OPEN
     assert seqs(read(store, "acme")) == list(range(1, 11))

@@ -1,4 +1,4 @@
-"""Damage of every kind: it is named, it is never read over in silence, and nothing is dropped on its strength."""
+"""Damage of every kind: it is named, never read over in silence, and nothing is dropped on its strength."""
 
 from __future__ import annotations
 
@@ -80,7 +80,10 @@ def refuses(store: Store, path: Path, archive_dir: Path, wanted: EventFilter) ->
             with pytest.raises(ArchiveDamageError) as caught:
                 list(each.stream("acme", wanted, order=order))
             assert caught.value.key == key_of(path, archive_dir)
-        assert each.page("acme", EventFilter(), order=Order.DESC, limit=2).events["seq"].to_pylist() == [123, 122]
+        assert each.page("acme", EventFilter(), order=Order.DESC, limit=2).events["seq"].to_pylist() == [
+            123,
+            122,
+        ]
     scan.close()
 
 
@@ -118,7 +121,9 @@ def flip(path: Path, at: int, bit: int = 0) -> Callable[[], None]:
     return restore
 
 
-def test_a_flipped_bit_anywhere_is_named_by_verify(archived: Store, paths: list[Path], archive_dir: Path) -> None:
+def test_a_flipped_bit_anywhere_is_named_by_verify(
+    archived: Store, paths: list[Path], archive_dir: Path
+) -> None:
     path = paths[1]
     size = path.stat().st_size
     positions = {**places(path), **{f"at {at}": at for at in range(1, size, size // 40)}}
@@ -133,7 +138,9 @@ def test_a_flipped_bit_anywhere_is_named_by_verify(archived: Store, paths: list[
     assert verify(archived).ok
 
 
-def test_a_flipped_bit_anywhere_is_never_read_over(archived: Store, paths: list[Path], archive_dir: Path) -> None:
+def test_a_flipped_bit_anywhere_is_never_read_over(
+    archived: Store, paths: list[Path], archive_dir: Path
+) -> None:
     """Even where the query would not have met it, and where decoding goes well, such as a Bloom filter."""
     path = paths[1]
     assert seqs(read(archived, "acme", seq_from=31, seq_to=60)) == list(range(31, 61))  # read intact before
@@ -180,7 +187,9 @@ def test_a_longer_segment(archived: Store, paths: list[Path], archive_dir: Path)
 def test_a_deleted_segment(archived: Store, paths: list[Path], archive_dir: Path, index: int) -> None:
     paths[index].unlink()
     report = verify(archived)
-    assert [(p.key, p.seq) for p in report.problems] == [(key_of(paths[index], archive_dir), index * PER_DAY + 1)]
+    assert [(p.key, p.seq) for p in report.problems] == [
+        (key_of(paths[index], archive_dir), index * PER_DAY + 1)
+    ]
     assert "missing" in report.problems[0].message
     refuses(archived, paths[index], archive_dir, EventFilter())
 
@@ -221,14 +230,25 @@ def test_a_segment_forged_with_its_catalog_row_is_seen_by_the_chain(
     data = paths[1].read_bytes()
     execute(
         archived.database.url,
-        "UPDATE segments SET sha256 = %s, size_bytes = %s WHERE first_seq = 31",
+        "UPDATE segments SET sha256 = %s, size_bytes = %s, entity_filter = NULL WHERE first_seq = 31",
         [hashlib.sha256(data).digest(), len(data)],
     )
-    reader, scan = fresh_reader(archived)
+    _reader, scan = fresh_reader(archived)
     report = verify_log(Tiers(archived.database, scan), archived.target, "acme")
     scan.close()
     assert [(p.seq, p.key) for p in report.problems] == [(38, key_of(paths[1], archive_dir))]
     assert "altered" in report.problems[0].message
+
+
+def test_a_filter_of_the_catalog_that_is_not_the_segments(
+    archived: Store, paths: list[Path], archive_dir: Path
+) -> None:
+    """It would keep queries from opening a segment that holds what they look for."""
+    execute(archived.database.url, "UPDATE segments SET entity_filter = %s WHERE first_seq = 31", [bytes(32)])
+    _, scan = fresh_reader(archived)
+    report = verify_log(Tiers(archived.database, scan), archived.target, "acme")
+    scan.close()
+    assert [(p.seq, p.key) for p in report.problems] == [(31, key_of(paths[1], archive_dir))]
 
 
 def test_a_segment_that_the_catalog_forgot(archived: Store, paths: list[Path]) -> None:
@@ -271,9 +291,7 @@ def hot(store: Store, clock: FixedClock) -> Store:
     return store
 
 
-def test_a_segment_damaged_between_write_and_verify_stops_the_window(
-    hot: Store, archive_dir: Path
-) -> None:
+def test_a_segment_damaged_between_write_and_verify_stops_the_window(hot: Store, archive_dir: Path) -> None:
     """Wherever the damage is, also where no value shows it: a Bloom filter or a page index that lies would
     hide events from queries for ever."""
     url = hot.database.url
@@ -330,7 +348,12 @@ def test_what_is_read_back_must_be_what_was_written(hot: Store, archive_dir: Pat
 
 def test_an_altered_hot_event_is_named(hot: Store) -> None:
     (leaf,) = leaves(hot.database.url)
-    for column, value in (("actor", "'eve'"), ("new_value", "NULL"), ("occurred_at", "now()"), ("hash", "sha256('')")):
+    for column, value in (
+        ("actor", "'eve'"),
+        ("new_value", "NULL"),
+        ("occurred_at", "now()"),
+        ("hash", "sha256('')"),
+    ):
         before = execute(hot.database.url, f"SELECT {column} FROM {leaf} WHERE seq = 7")[0][0]
         tamper(hot.database.url, leaf, f"UPDATE {leaf} SET {column} = {value} WHERE seq = 7")
         report = verify(hot)
@@ -357,7 +380,11 @@ def test_a_deleted_hot_event_is_named(hot: Store, seq: int) -> None:
 
 def test_two_swapped_hot_events_are_named(hot: Store) -> None:
     (leaf,) = leaves(hot.database.url)
-    for change in (f"SET seq = -1 WHERE seq = {PER_DAY}", f"SET seq = {PER_DAY} WHERE seq = 9", "SET seq = 9 WHERE seq = -1"):
+    for change in (
+        f"SET seq = -1 WHERE seq = {PER_DAY}",
+        f"SET seq = {PER_DAY} WHERE seq = 9",
+        "SET seq = 9 WHERE seq = -1",
+    ):
         tamper(hot.database.url, leaf, f"UPDATE {leaf} {change}")
     assert verify(hot).first_break == 9
 
@@ -376,4 +403,10 @@ def test_a_changed_head_is_named(archived: Store, change: str) -> None:
 
 def test_a_whole_log_is_whole(archived: Store) -> None:
     report = verify(archived)
-    assert (report.ok, report.events, report.segments, report.last_seq, report.first_break) == (True, 123, 4, 123, None)
+    assert (report.ok, report.events, report.segments, report.last_seq, report.first_break) == (
+        True,
+        123,
+        4,
+        123,
+        None,
+    )

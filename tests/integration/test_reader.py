@@ -108,7 +108,11 @@ def test_a_stream_goes_on_while_windows_move_and_events_come(both: Store, clock:
 
 def test_cursors_beyond_the_ends(both: Store) -> None:
     def page(after: int, order: Order) -> list[int]:
-        found: list[int] = both.reader.page("acme", EventFilter(), order=order, after=after, limit=2).events["seq"].to_pylist()
+        found: list[int] = (
+            both.reader.page("acme", EventFilter(), order=order, after=after, limit=2)
+            .events["seq"]
+            .to_pylist()
+        )
         return found
 
     assert page(25, Order.ASC) == page(10**17, Order.ASC) == []
@@ -119,7 +123,9 @@ def test_cursors_beyond_the_ends(both: Store) -> None:
 
 
 @pytest.mark.parametrize("order", Order)
-def test_steps_of_any_size_make_the_same_log(both: Store, order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_any_size_make_the_same_log(
+    both: Store, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = seqs(read(both, "acme", order=order))
     selected = seqs(read(both, "acme", order=order, entity_id="1"))
     for name, value in (("_HOT_SPAN", 3), ("_ARCHIVE_EVENTS", 1), ("_STEP_ROWS_MAX", 2)):
@@ -131,7 +137,9 @@ def test_steps_of_any_size_make_the_same_log(both: Store, order: Order, monkeypa
         ]
 
 
-def test_a_page_of_very_large_events_is_cut_by_size(store: Store, clock: FixedClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_of_very_large_events_is_cut_by_size(
+    store: Store, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_tenant(store)
     clock.move_to(START_US)
     for _ in range(2):
@@ -164,7 +172,12 @@ def test_a_single_event_by_seq_and_by_id(both: Store) -> None:
             both.reader.event("acme", event_id=row["event_id"]),
         ):
             assert page.events.to_pylist() == [row]
-    for wanted in ({"seq": 0}, {"seq": 26}, {"event_id": bytes(16)}, {"event_id": rows[0]["event_id"][:15] + b"\0"}):
+    for wanted in (
+        {"seq": 0},
+        {"seq": 26},
+        {"event_id": bytes(16)},
+        {"event_id": rows[0]["event_id"][:15] + b"\0"},
+    ):
         with pytest.raises(EventNotFoundError):
             both.reader.event("acme", **wanted)
     with pytest.raises(InputError):
@@ -198,7 +211,12 @@ COVERED: list[tuple[dict[str, Any], list[tuple[int, int]], list[tuple[int, int]]
     ({"entity_id": "1"}, [(16, 25)], [(1, 15)], 3),
     ({"seq_from": 20}, [(20, 25)], [], 0),
     ({"seq_to": 7}, [], [(1, 7)], 2),
-    ({"recorded_from_us": START_US + DAY_US, "recorded_to_us": START_US + 2 * DAY_US}, [(16, 25)], [(1, 15)], 3),
+    (
+        {"recorded_from_us": START_US + DAY_US, "recorded_to_us": START_US + 2 * DAY_US},
+        [(16, 25)],
+        [(1, 15)],
+        3,
+    ),
     ({"actor": "nobody"}, [(16, 25)], [(1, 15)], 3),
     ({"seq_from": 9, "seq_to": 3}, [], [], 0),
 ]
@@ -228,7 +246,9 @@ def test_a_page_covers_no_more_than_it_looked_at(both: Store) -> None:
     assert last == 25
 
 
-def test_row_groups_inside_a_segment(store: Store, clock: FixedClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_inside_a_segment(
+    store: Store, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parquet, "GROUP_ROWS_MAX", 50)
     make_tenant(store)
     clock.move_to(START_US + HOUR_US)

@@ -20,7 +20,8 @@ STATEMENTS = {
     "truncate cascade": "TRUNCATE {table} CASCADE",
     "merge update": "MERGE INTO {table} t USING (SELECT 1 AS seq) s ON t.seq = s.seq"
     " WHEN MATCHED THEN UPDATE SET actor = 'eve'",
-    "merge delete": "MERGE INTO {table} t USING (SELECT 1 AS seq) s ON t.seq = s.seq WHEN MATCHED THEN DELETE",
+    "merge delete": "MERGE INTO {table} t USING (SELECT 1 AS seq) s ON t.seq = s.seq"
+    " WHEN MATCHED THEN DELETE",
 }
 SESSIONS = {
     "plain": "SELECT 1",
@@ -51,7 +52,9 @@ def test_changes_are_refused(stored: Store, table: str, session: str) -> None:
     for label, statement in STATEMENTS.items():
         with psycopg.connect(url, autocommit=True) as conn:
             conn.execute(SESSIONS[session].encode())
-            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="never modified or deleted") as caught:
+            with pytest.raises(
+                psycopg.errors.InsufficientPrivilege, match="never modified or deleted"
+            ) as caught:
                 conn.execute(statement.format(table=name).encode())
             assert caught.value.diag.message_hint, label
         assert read(stored, "acme") == before, label

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +66,9 @@ def kinds(url: str, report: RunReport) -> list[str]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """Everything in the archive (staged files, too) but the note that says whose it is."""
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {key: data for key, data in found.items() if key != "eventstore.json"}
 
 
 def whole(store: Store, archive_dir: Path, *tenants: str) -> None:
@@ -102,7 +105,8 @@ def test_a_run_archives_what_is_due_and_leaves_the_rest(
     assert len(leaves(store.database.url)) == 3
     found = files(archive_dir)
     assert sorted(found) == [
-        f"tenant_id=acme/month=2024-03/archive.acme.202403{d:02d}T000000Z-202403{d + 1:02d}T000000Z.p000.parquet"
+        "tenant_id=acme/month=2024-03/"
+        f"archive.acme.202403{d:02d}T000000Z-202403{d + 1:02d}T000000Z.p000.parquet"
         for d in (1, 2, 3)
     ]
     assert outcome.size_bytes == sum(map(len, found.values()))
@@ -149,12 +153,21 @@ def test_the_journal_tells_the_run(store: Store, clock: FixedClock) -> None:
     assert [k for k, _, _ in found] == ["plan_resolved", *per_window, *per_window, "run_completed"]
     assert [tenant for _, tenant, _ in found] == ["acme"] * 7 + [None]
     plan = found[0][2]
-    assert [(w["first_seq"], w["events"], w["state"]) for w in plan["due"]] == [(1, 4, "open"), (5, 4, "open")]
+    assert [(w["first_seq"], w["events"], w["state"]) for w in plan["due"]] == [
+        (1, 4, "open"),
+        (5, 4, "open"),
+    ]
     written = found[2][2]
     assert (written["rows"], written["part"], written["created"]) == (4, 0, True)
     assert written["bytes"] == store.target.stat(written["key"]).size_bytes
     assert (found[3][2]["events"], found[3][2]["dropped"]) == (4, True)
-    assert found[-1][2] == {"status": "completed", "tenants": 2, "tenants_failed": 0, "windows": 2, "events": 8}
+    assert found[-1][2] == {
+        "status": "completed",
+        "tenants": 2,
+        "tenants_failed": 0,
+        "windows": 2,
+        "events": 8,
+    }
     rows = execute(url, "SELECT status, now_us, finished_at >= started_at FROM runs")
     assert rows == [("completed", FAR_US, True)]
 
@@ -322,7 +335,7 @@ def test_an_archived_window_whose_segment_went_away_is_never_dropped(
     with psycopg.connect(store.database.url) as reader:
         reader.execute("SELECT count(*) FROM events WHERE tenant_id = 'acme'")
         run_retention(store, FAR_US)
-    (path,) = (p for p in archive_dir.rglob("*") if p.is_file())
+    (path,) = archive_dir.rglob("*.parquet")
     segment = path.read_bytes()
     path.write_bytes(segment[:-1] + b"X")
     failed = run_retention(store, FAR_US)
@@ -349,15 +362,21 @@ DETACH = "ALTER TABLE hot.events_2 DETACH PARTITION {leaf}"
 DROP = "DROP TABLE {leaf}"
 STRANGE = (
     "CREATE TABLE hot.strange (LIKE events);"
-    " ALTER TABLE hot.events_2 ATTACH PARTITION hot.strange FOR VALUES FROM ('2023-01-01Z') TO ('2023-01-02Z')"
+    " ALTER TABLE hot.events_2 ATTACH PARTITION hot.strange"
+    " FOR VALUES FROM ('2023-01-01Z') TO ('2023-01-02Z')"
 )
 DEFAULT = "CREATE TABLE hot.strange PARTITION OF hot.events_2 DEFAULT"
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [(RENAME, "renamed_by_hand"), (DETACH, "no such partition"), (DROP, "no such partition")]
-    + [(STRANGE, "strange"), (DEFAULT, "strange")],
+    [
+        (RENAME, "renamed_by_hand"),
+        (DETACH, "no such partition"),
+        (DROP, "no such partition"),
+        (STRANGE, "strange"),
+        (DEFAULT, "strange"),
+    ],
     ids=["renamed", "detached", "dropped", "nobody recorded it", "a default partition"],
 )
 def test_a_partition_changed_by_hand_stops_that_tenant_and_no_other(
@@ -553,6 +572,33 @@ def test_a_different_object_under_the_key_stops_the_tenant_and_is_not_overwritte
     assert read(store, "acme") == log
 
 
+def test_equal_metadata_over_other_values_is_not_adopted(
+    store: Store, clock: FixedClock, archive_dir: Path
+) -> None:
+    """Not the number of events nor their ends: every value of every row is compared."""
+    make_tenant(store)
+    fill_days(store, clock, "acme", 1)
+    run_with(store, with_target(store, after_put=broken("put")))
+    (path,) = archive_dir.rglob("*.parquet")
+    source = pq.ParquetFile(path)
+    table, metadata = source.read(), dict(source.metadata.metadata)
+    original = path.read_bytes()
+    for column, value in (("actor", "eve"), ("new_value", None), ("entity_id", "2 "), ("metadata", "{}")):
+        values = table.column(column).to_pylist()
+        values[2] = value
+        index = table.schema.get_field_index(column)
+        changed = table.set_column(index, table.schema.field(index), [values])
+        with pq.ParquetWriter(path, source.schema_arrow, store_schema=False) as writer:
+            writer.write_table(changed)
+            writer.add_key_value_metadata(metadata)
+        report = run_retention(store, FAR_US)
+        assert "row group 0 differs from the database" in str(report.outcomes[0].error), column
+        assert state_of(store.database.url) == ["sealed"]
+    path.write_bytes(original)
+    assert run_retention(store, FAR_US).status is RunStatus.COMPLETED
+    whole(store, archive_dir)
+
+
 # --- large windows ----------------------------------------------------------------------------------
 
 
@@ -568,11 +614,12 @@ def test_a_large_window_is_cut_into_several_segments(
     (outcome,) = report.outcomes
     assert (outcome.error, outcome.windows, outcome.segments) == (None, 2, 6)
     parts = execute(
-        store.database.url, "SELECT part, first_seq, last_seq, hash_before, hash_after FROM segments ORDER BY 2"
+        store.database.url,
+        "SELECT part, first_seq, last_seq, hash_before, hash_after FROM segments ORDER BY 2",
     )
     spans = [(1, 20), (21, 40), (41, 45), (46, 65), (66, 85), (86, 90)]
     assert [(p, (a, b)) for p, a, b, _, _ in parts] == list(zip([0, 1, 2] * 2, spans, strict=True))
-    assert all(one[4] == two[3] for one, two in zip(parts, parts[1:], strict=False))
+    assert all(one[4] == two[3] for one, two in itertools.pairwise(parts))
     assert sorted(key[-12:] for key in files(archive_dir))[:2] == ["p000.parquet"] * 2
     assert read(store, "acme") == before
     for wanted in ({"entity_id": "1"}, {"seq_from": 19, "seq_to": 67}, {"action": "day-1"}):

@@ -214,7 +214,9 @@ def test_a_wheel_brings_its_migrations(tmp_path: Path) -> None:
     assert {"eventstore/_alembic/env.py", "eventstore/py.typed"} <= set(names)
     assert not any(name.startswith(("tests/", "alembic/")) for name in names)
     assert "eventstore/_alembic/__init__.py" not in names
-    run("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(tmp_path / "lib"), str(wheel))
+    run(
+        "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(tmp_path / "lib"), str(wheel)
+    )
     found = run("-c", LOOK, cwd=tmp_path, PYTHONPATH=str(tmp_path / "lib"))
     package, path, versions = json.loads(found)
     assert Path(package).is_relative_to(tmp_path)

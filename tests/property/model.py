@@ -34,7 +34,8 @@ class ModelStore:
 
     def version(self, entity_type: str, entity_id: str) -> int:
         return max(
-            (e.seq for e in self.events if (e.entity_type, e.entity_id) == (entity_type, entity_id)), default=0
+            (e.seq for e in self.events if (e.entity_type, e.entity_id) == (entity_type, entity_id)),
+            default=0,
         )
 
     def append(self, requests: list[list[dict[str, Any]]], now_us: int) -> list[list[int] | None]:
@@ -52,7 +53,9 @@ class ModelStore:
                     seqs.append(hot[event_id.bytes])
                     continue
                 expected = event["expected_version"]
-                if expected is not None and expected != self.version(event["entity_type"], event["entity_id"]):
+                if expected is not None and expected != self.version(
+                    event["entity_type"], event["entity_id"]
+                ):
                     refused = True
                 seq = len(self.events) + len(new) + 1
                 if event_id is not None:

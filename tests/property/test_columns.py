@@ -91,13 +91,16 @@ _tenants = (f"t{n}" for n in itertools.count())
 def test_a_copy_frame_is_taken_by_postgres_and_read_back_equal(flat: Database, batch: list[Event]) -> None:
     tenant, columns = next(_tenants), as_batch(batch)
     with flat.connection() as conn, conn.cursor() as cursor:
-        with cursor.copy(f"COPY flat ({', '.join(COPY_COLUMNS)}) FROM STDIN (FORMAT BINARY)".encode()) as copy:
+        with cursor.copy(
+            f"COPY flat ({', '.join(COPY_COLUMNS)}) FROM STDIN (FORMAT BINARY)".encode()
+        ) as copy:
             copy.write(COPY_HEADER)
             copy.write(copy_rows(tenant, columns.slice(0, 1)))
             copy.write(copy_rows(tenant, columns.slice(1)))
             copy.write(COPY_TRAILER)
         row = conn.execute(
-            "SELECT entity_id, event_id, hash, old_value FROM flat WHERE tenant_id = %s ORDER BY no LIMIT 1", [tenant]
+            "SELECT entity_id, event_id, hash, old_value FROM flat WHERE tenant_id = %s ORDER BY no LIMIT 1",
+            [tenant],
         ).fetchone()
     first = batch[0]
     assert row is not None  # psycopg reads it as it is, too

@@ -118,7 +118,9 @@ def test_nothing_prints(path: Path) -> None:
     calls = [
         node.lineno
         for node in ast.walk(tree_of(path))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "breakpoint")
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("print", "breakpoint")
     ]
     assert not calls, f"lines {calls}"
 
@@ -145,7 +147,12 @@ def test_only_settings_read_the_environment() -> None:
         and node.value.id == "os"
     }
     # The supervisor hands its own environment, cleaned, to the server it starts.
-    assert readers <= {"db/embedded/server.py", "db/embedded/cluster.py", "db/embedded/binaries.py", "settings.py"}
+    assert readers <= {
+        "db/embedded/server.py",
+        "db/embedded/cluster.py",
+        "db/embedded/binaries.py",
+        "settings.py",
+    }
 
 
 def test_no_product_code_imports_what_is_for_tests() -> None:
@@ -162,7 +169,9 @@ SETTINGS_PAGE = ROOT / "docs" / "reference" / "settings.md"
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_documented(name: str) -> None:
     variable = f"EVENTSTORE_{name.upper()}"
-    assert re.search(rf"\b{variable}\b", SETTINGS_PAGE.read_text()), f"{variable} is not in {SETTINGS_PAGE.name}"
+    assert re.search(rf"\b{variable}\b", SETTINGS_PAGE.read_text()), (
+        f"{variable} is not in {SETTINGS_PAGE.name}"
+    )
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)

@@ -1,4 +1,4 @@
-"""What tests of several folders share: events, tenants, a log in both tiers, a target with injected faults."""
+"""What tests of several folders share: events, tenants, a filled log, a target with injected faults."""
 
 from __future__ import annotations
 

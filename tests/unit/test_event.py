@@ -48,16 +48,23 @@ CANONICAL = bytes.fromhex(
     "000102030405060708090a0b0c0d0e0f"  # event_id
     "0100000000000000"  # recorded_at: 1 µs after 1970
     "ffffffffffffffff"  # occurred_at: 1 µs before 1970, two's complement
-    "0100000000000000" "74"  # entity_type "t"
-    "0200000000000000" "c3a9"  # entity_id "é", two bytes of UTF-8
+    "0100000000000000"
+    "74"  # entity_type "t"
+    "0200000000000000"
+    "c3a9"  # entity_id "é", two bytes of UTF-8
     "0000000000000000"  # action ""
-    "0100000000000000" "2a"  # field "*"
+    "0100000000000000"
+    "2a"  # field "*"
     "ffffffffffffffff"  # old_value: null, the length 2^64-1 alone
-    "0100000000000000" "31"  # new_value "1"
-    "0100000000000000" "61"  # actor "a"
-    "0100000000000000" "73"  # source "s"
+    "0100000000000000"
+    "31"  # new_value "1"
+    "0100000000000000"
+    "61"  # actor "a"
+    "0100000000000000"
+    "73"  # source "s"
     "ffffffffffffffff"  # workspace_id: null
-    "0200000000000000" "7b7d"  # metadata "{}"
+    "0200000000000000"
+    "7b7d"  # metadata "{}"
 )
 
 
@@ -67,7 +74,7 @@ def test_canonical_bytes_are_those_written_out_by_hand() -> None:
 
 
 def test_canonical_bytes_cover_every_stored_field_but_the_hash() -> None:
-    assert EVENT_FIELDS == ("seq", "event_id", "recorded_at", "occurred_at", *TEXT_FIELDS, "hash")
+    assert ("seq", "event_id", "recorded_at", "occurred_at", *TEXT_FIELDS, "hash") == EVENT_FIELDS
     for name in TEXT_FIELDS:
         changed = replace(EVENT, **{name: "other"})
         assert canonical_bytes(changed) != CANONICAL, name

@@ -1,4 +1,4 @@
-"""Group commit over an appender that a test holds up: what shares a commit, in which order, and how it ends."""
+"""Group commit over an appender that a test holds up: what shares a commit, in which order, its end."""
 
 from __future__ import annotations
 

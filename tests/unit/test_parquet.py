@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,7 +54,7 @@ SIZES = np.array([100 + seq % 5 * 10 for seq in range(40)], dtype=np.int64)
 
 def batched(*cuts: int) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
     edges = [0, *cuts, 40]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         yield BATCH.slice(start, end - start), SIZES[start:end]
 
 
@@ -158,7 +159,13 @@ def test_broken_metadata_is_damage(tmp_path: Path, name: str, value: bytes) -> N
 
 def test_a_writer_left_by_an_error_removes_its_file(tmp_path: Path) -> None:
     path = tmp_path / "segment"
-    with pytest.raises(RuntimeError), SegmentWriter(path, rows_left=40) as writer:
-        writer.write(next(cut_row_groups(batched())))
-        raise RuntimeError
+
+    def write_half() -> None:
+        with SegmentWriter(path, rows_left=40) as writer:
+            writer.write(next(cut_row_groups(batched())))
+            assert path.exists()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert not path.exists()
