@@ -2,7 +2,7 @@
 
 Parquet keeps a filter a row group, each sized for the most different ids it might see. Folding a filter
 in halves keeps every promise ("not in here" stays true) at a smaller size; the row groups' filters are
-then laid over each other, so that a segment has one.
+then laid over each other where that leaves them telling, or kept side by side.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from eventstore.columns.schema import EVENT_FIELDS
-from eventstore.model.bloom import BLOCK_BYTES
+from eventstore.model.bloom import BLOCK_BYTES, join_filters
 
 __all__ = ["entity_filter"]
 
@@ -23,29 +23,30 @@ _COLUMN = EVENT_FIELDS.index("entity_id")
 
 
 def entity_filter(file: pq.ParquetFile, data: bytes) -> bytes | None:
-    """The bitset of one filter for all of a segment, as small as it can be and still tell ids apart.
+    """A segment's filter, in the form that `model.bloom.BloomProbe` reads; as small as it can be and
+    still tell ids apart.
 
-    None: the segment has a row group without a filter, or so many different ids that one filter would
-    not tell them apart. It must then be looked at.
+    None: a row group has no filter, or one so full that it tells nothing. The segment must then be looked at.
     """
     groups = [_bitset(file, data, index) for index in range(file.num_row_groups)]
     if not groups or any(group is None for group in groups):
         return None
     bits = [group for group in groups if group is not None]
     smallest = min(len(b) for b in bits)
-    joined = np.zeros((smallest, _WORDS), dtype=np.uint64)
-    for b in bits:
-        while len(b) > smallest:
-            b = _fold(b)
-        joined |= b
-    if _fill(joined) > _FILL_MAX:
+    bits = [_folded_to(b, smallest) for b in bits]
+    joined = bits[0]
+    for b in bits[1:]:
+        joined = joined | b
+    # Too many different ids for one filter of that size: the row groups' filters stay side by side.
+    kept = [joined] if _fill(joined) <= _FILL_MAX else bits
+    if max(_fill(b) for b in kept) > _FILL_MAX:
         return None
-    while len(joined) > 1:
-        folded = _fold(joined)
-        if _fill(folded) > _FILL_MAX:
+    while len(kept[0]) > 1:
+        folded = [_folded_to(b, len(b) // 2) for b in kept]
+        if max(_fill(b) for b in folded) > _FILL_MAX:
             break
-        joined = folded
-    return joined.tobytes()
+        kept = folded
+    return join_filters([b.tobytes() for b in kept])
 
 
 def _bitset(file: pq.ParquetFile, data: bytes, group: int) -> npt.NDArray[np.uint64] | None:
@@ -61,9 +62,12 @@ def _bitset(file: pq.ParquetFile, data: bytes, group: int) -> npt.NDArray[np.uin
     return np.frombuffer(data[end - size_bytes : end], dtype=np.uint64).reshape(-1, _WORDS)
 
 
-def _fold(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Half the size: a value's block is chosen by the upper bits of its hash, so neighbours merge."""
-    return bits[0::2] | bits[1::2]
+def _folded_to(bits: npt.NDArray[np.uint64], blocks: int) -> npt.NDArray[np.uint64]:
+    """The filter in fewer blocks: a value's block is chosen by the upper bits of its hash, so neighbours
+    merge."""
+    while len(bits) > blocks:
+        bits = bits[0::2] | bits[1::2]
+    return bits
 
 
 def _fill(bits: npt.NDArray[np.uint64]) -> float:

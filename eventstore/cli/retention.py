@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -16,6 +17,8 @@ from eventstore.errors import EventStoreError
 from eventstore.model.run import RunReport, RunStatus
 from eventstore.retention.compactor import check_now
 from eventstore.settings import load_settings
+
+_NICENESS = 10
 
 __all__ = ["app", "run_with_progress", "show_report"]
 
@@ -50,6 +53,8 @@ def run(
 
 def run_with_progress(store: Store, tenant: str | None, now_us: int) -> RunReport:
     """Run retention with a progress bar a tenant, on a terminal."""
+    # Whoever appends or reads goes first; retention has time.
+    os.nice(_NICENESS)
     tenants = store.compactor.tenants(tenant)
     with Progress(
         TextColumn("{task.description}"),

@@ -48,8 +48,13 @@ def canonical_column(events: pa.RecordBatch) -> pa.BinaryArray:
 def chain_column(previous: bytes, canonical: pa.BinaryArray) -> tuple[pa.FixedSizeBinaryArray, bytes]:
     """Chain each event onto the one before it; the hashes, and the last of them."""
     sha256, last, hashes = hashlib.sha256, previous, []
-    for record in canonical.to_pylist():
-        last = sha256(last + record).digest()
+    offsets = np.frombuffer(canonical.buffers()[1], dtype=np.int32)
+    ends = offsets[canonical.offset : canonical.offset + len(canonical) + 1].tolist()
+    data, start = memoryview(canonical.buffers()[2] or b""), ends[0] if ends else 0
+    for end in ends[1:]:
+        link = sha256(last)
+        link.update(data[start:end])
+        last, start = link.digest(), end
         hashes.append(last)
     column = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(32), len(hashes), [None, pa.py_buffer(b"".join(hashes))]

@@ -28,6 +28,7 @@ _SESSION = {
     "synchronous_commit": "on",
     "TimeZone": "UTC",
     "client_encoding": "UTF8",
+    "standard_conforming_strings": "on",
 }
 
 

@@ -14,6 +14,7 @@ from eventstore.clock import Clock
 from eventstore.db.engine import Database
 from eventstore.errors import BusyError, EventStoreError, Place, VersionConflict, VersionConflictError
 from eventstore.hot.batch import pending_batch
+from eventstore.hot.few import FEW_BYTES_MAX, FEW_MAX
 from eventstore.hot.ids import stored_ids
 from eventstore.hot.log import LeafCache, LogTransaction, log_transaction
 from eventstore.model.event import NewEvent
@@ -139,7 +140,11 @@ class Appender:
         if new:
             now_us = log.database_us if self._clock is None else self._clock.now_us()
             recorded_us = max(now_us, log.head.last_recorded_at_us)
-            ids = log.write(pending_batch(new), np.full(len(new), recorded_us, dtype=np.int64)).to_pylist()
+            if len(new) <= FEW_MAX and sum(r.size_bytes for r in requests) <= FEW_BYTES_MAX:
+                ids = log.write_few(new, recorded_us)
+            else:
+                times = np.full(len(new), recorded_us, dtype=np.int64)
+                ids = log.write(pending_batch(new), times).to_pylist()
         return _results(outcomes, ids)
 
 

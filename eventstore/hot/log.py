@@ -5,7 +5,7 @@ Both ways in use it: `hot.append` (requests, group commit) and `intake.importer`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -21,31 +21,34 @@ from eventstore.db.partitions import SCHEMA, create_leaf
 from eventstore.errors import CoverageError, InputError, TenantNotFoundError
 from eventstore.hot.batch import stamp
 from eventstore.hot.copy_frame import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, copy_rows
+from eventstore.hot.few import insert_statement, stamp_few
+from eventstore.model.event import NewEvent, uuid7_time_us
 from eventstore.model.tenant import Head, check_tenant_id
 from eventstore.model.window import Window, WindowState, WindowUnit
 
 __all__ = ["LeafCache", "LogTransaction", "log_transaction"]
 
 # Rows encoded at a time: while Postgres takes in one chunk, the next is encoded.
-_CHUNK_ROWS = 4096
+_CHUNK_ROWS = 1024
 
 # A tenant's open window and its leaf. It cannot go stale: recorded times come from the head, and sealing
 # moves the head past the window's end before anything else happens to it.
 LeafCache = dict[str, tuple[Window, str]]
 
+# Composed as text: the tenant is a checked slug, the rest are numbers and hex digits.
 _LOCK = """
 BEGIN;
 SELECT t.tenant_no, t.window_unit, h.last_seq, h.last_hash, h.last_recorded_us, h.id_lead_us,
        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
   FROM heads h JOIN tenants t USING (tenant_id)
- WHERE h.tenant_id = {tenant_id}
+ WHERE h.tenant_id = '{tenant_id}'
    FOR UPDATE OF h
 """
 
 _COMMIT = """
-UPDATE heads SET last_seq = {last_seq}, last_hash = {last_hash}, last_recorded_us = {last_recorded_us},
-       id_lead_us = {id_lead_us}
- WHERE tenant_id = {tenant_id};
+UPDATE heads SET last_seq = {head.last_seq}, last_hash = '\\x{last_hash}',
+       last_recorded_us = {head.last_recorded_at_us}, id_lead_us = {head.id_lead_us}
+ WHERE tenant_id = '{tenant_id}';
 COMMIT
 """
 
@@ -71,6 +74,7 @@ class LogTransaction:
         self._unit = unit
         self._leaves = leaves
         self._made: tuple[Window, str] | None = None
+        self._insert = ""
 
     def write(self, pending: pa.RecordBatch, recorded_us: npt.NDArray[np.int64]) -> pa.Array:
         """Append events (`PENDING_SCHEMA`) at those recorded times, which never decrease.
@@ -94,6 +98,23 @@ class LogTransaction:
             ids += self._copy(leaf, pending.slice(start, end - start), recorded_us[start:end])
             start = end
         return pa.concat_arrays(ids)
+
+    def write_few(self, events: Sequence[NewEvent], recorded_us: int) -> list[bytes]:
+        """Append a few events at one recorded time, no earlier than the head's; once in a transaction, and
+        after nothing else. They are sent with the COMMIT.
+
+        Returns their event_ids. Nothing is durable before the transaction has committed.
+        """
+        assert not self._insert
+        assert recorded_us >= self.head.last_recorded_at_us
+        _, leaf = self._leaf(recorded_us)
+        stamped = stamp_few(events, self.head, recorded_us)
+        self._insert = insert_statement(self.tenant_id, leaf, stamped) + ";"
+        ids = [event.event_id for event in stamped]
+        leads = [at_us - recorded_us for at_us in map(uuid7_time_us, ids) if at_us is not None]
+        lead_us = max(self.head.id_lead_us, 0, *leads)
+        self.head = Head(stamped[-1].seq, stamped[-1].hash, recorded_us, lead_us)
+        return ids
 
     def _copy(self, leaf: str, pending: pa.RecordBatch, recorded_us: npt.NDArray[np.int64]) -> list[pa.Array]:
         # Straight into the leaf: its partition constraint holds tenant and window, and a COPY there does
@@ -156,15 +177,8 @@ class LogTransaction:
         return self._made
 
     def _commit(self) -> None:
-        self.conn.execute(
-            sql.SQL(_COMMIT).format(
-                tenant_id=sql.Literal(self.tenant_id),
-                last_seq=sql.Literal(self.head.last_seq),
-                last_hash=sql.Literal(self.head.last_hash),
-                last_recorded_us=sql.Literal(self.head.last_recorded_at_us),
-                id_lead_us=sql.Literal(self.head.id_lead_us),
-            )
-        )
+        update = _COMMIT.format(tenant_id=self.tenant_id, head=self.head, last_hash=self.head.last_hash.hex())
+        self.conn.execute(self._insert + update)
         # Only now, committed, may the leaf be relied on by others.
         if self._made is not None:
             self._leaves[self.tenant_id] = self._made
@@ -184,7 +198,7 @@ def log_transaction(
     """
     check_tenant_id(tenant_id)
     try:
-        cursor = conn.execute(sql.SQL(_LOCK).format(tenant_id=sql.Literal(tenant_id)))
+        cursor = conn.execute(_LOCK.format(tenant_id=tenant_id))
         cursor.nextset()
         row = cursor.fetchone()
         if row is None:

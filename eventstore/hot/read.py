@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+from adbc_driver_postgresql import StatementOptions
 from psycopg import sql
 
 from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA, TIMESTAMP
@@ -14,6 +15,8 @@ from eventstore.db.partitions import SCHEMA
 from eventstore.errors import IntegrityError
 
 __all__ = ["EVENT_COLUMNS_SQL", "leaf_batches", "to_events"]
+
+_BATCH_BYTES = 4 * 2**20
 
 EVENT_COLUMNS_SQL = ", ".join(EVENT_FIELDS)
 
@@ -55,6 +58,9 @@ def leaf_batches(database: Database, leaf: str, first_seq: int, last_seq: int) -
         last=sql.Literal(last_seq),
     )
     with database.arrow() as conn, conn.cursor() as cursor:
+        # Smaller than the driver's 16 MB: several batches are in memory at once while a window is archived.
+        hint = {StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(_BATCH_BYTES)}
+        cursor.adbc_statement.set_options(**hint)
         cursor.execute(query.as_string())
         with cursor.fetch_record_batch() as reader:
             for batch in reader:

@@ -123,7 +123,7 @@ def _compact_values(event: NewEvent) -> None:
 
 def _check_sizes(event: NewEvent, value_bytes_max: int, index: int, lines: Sequence[int] | None) -> None:
     for name in VALUE_FIELDS:
-        size_bytes = len(bytes(getattr(event, name)))
+        size_bytes = len(getattr(event, name))
         if size_bytes > value_bytes_max:
             raise _too_large(_place(index, lines, name), size_bytes, value_bytes_max)
 

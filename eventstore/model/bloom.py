@@ -10,7 +10,9 @@ https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md.
 
 from __future__ import annotations
 
-__all__ = ["BLOCK_BYTES", "BloomProbe", "xxh64"]
+from collections.abc import Sequence
+
+__all__ = ["BLOCK_BYTES", "BloomProbe", "join_filters", "xxh64"]
 
 BLOCK_BYTES = 32
 _SALTS = (
@@ -44,11 +46,26 @@ class BloomProbe:
             mask |= 1 << (32 * word + (lower * salt & 0xFFFFFFFF) // 2**27)
         self._mask = mask
 
-    def may_be_in(self, bits: bytes) -> bool:
-        """False: certainly not in the set. `bits` is a filter's bitset, a power of two of blocks."""
-        start = (self._upper * (len(bits) // BLOCK_BYTES) >> 32) * BLOCK_BYTES
-        block = int.from_bytes(bits[start : start + BLOCK_BYTES], "little")
-        return block & self._mask == self._mask
+    def may_be_in(self, joined: bytes) -> bool:
+        """False: certainly in none of the joined filters."""
+        count = joined[0]
+        size = (len(joined) - 1) // count
+        block = (self._upper * (size // BLOCK_BYTES) >> 32) * BLOCK_BYTES
+        for start in range(1 + block, len(joined), size):
+            bits = int.from_bytes(joined[start : start + BLOCK_BYTES], "little")
+            if bits & self._mask == self._mask:
+                return True
+        return False
+
+
+def join_filters(filters: Sequence[bytes]) -> bytes:
+    """Bitsets of equal size side by side: their number in one byte, then each (a power of two of blocks).
+
+    A value is in the whole if it is in any.
+    """
+    assert 0 < len(filters) < 256
+    assert len({len(bits) for bits in filters}) == 1
+    return bytes([len(filters)]) + b"".join(filters)
 
 
 def _rotate(value: int, bits: int) -> int:

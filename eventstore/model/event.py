@@ -95,7 +95,7 @@ class NewEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     expected_version: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Event:
     """A stored event. Times are microseconds since 1970 UTC; None means the caller gave no such value.
 
