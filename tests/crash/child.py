@@ -23,6 +23,7 @@ from eventstore.app import Store, open_store
 from eventstore.archive import parquet
 from eventstore.clock import US_PER_S, FixedClock
 from eventstore.errors import EventStoreError
+from eventstore.hot import append as append_module
 from eventstore.hot.append import AppendRequest, AppendResult
 from eventstore.hot.group import GroupCommitter
 from eventstore.model.event import NewEvent, uuid7
@@ -266,6 +267,8 @@ def main(argv: list[str]) -> int:
     # must cut alike: a retry makes the same bytes.
     parquet.GROUP_ROWS_MAX, parquet.SEGMENT_ROWS_MAX = 16, 32
     if args.crash:
+        if "_copy" in args.crash:
+            append_module.FEW_MAX = 0
         arm(args.crash)
     {"append": append, "retain": retain, "read": read}[args.job](args)
     return 0

@@ -18,8 +18,9 @@ _STEPS = "eventstore.retention.steps"
 _COMMIT = "psycopg/Connection.commit"
 _WAIT = "psycopg/Connection.wait"
 
-# One append: the head's lock, a leaf if the window is new, COPY (header, rows, trailer), the head's new
-# values and COMMIT in one query.
+# One append: the head's lock, a leaf if the window is new, the rows, the head's new values and COMMIT. A few
+# rows go in one query with the last two; many by COPY (header, rows, trailer), which the child is made to
+# use for the points that lie in it.
 APPEND_POINTS = {
     "append-before": "eventstore.hot.append/Appender.append:before:5",
     "append-lock-sent": "contextlib/_GeneratorContextManager.__enter__>psycopg/Connection.execute>"
@@ -27,6 +28,7 @@ APPEND_POINTS = {
     "append-locked": f"{_LOG}.__init__:after:5",
     "append-leaf-before": "eventstore.hot.log/create_leaf:before:3",
     "append-leaf-after": "eventstore.hot.log/create_leaf:after:3",
+    "append-few-written": f"{_LOG}.write_few:after:5",
     "append-copy-first-write": f"{_LOG}._copy>psycopg/Copy.write:before:13",
     "append-copy-header-after": f"{_LOG}._copy>psycopg/Copy.write:after:13",
     "append-copy-rows-after": f"{_LOG}._copy>psycopg/Copy.write:after:14",
