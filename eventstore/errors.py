@@ -90,13 +90,14 @@ class InvalidEventError(InputError):
 
 
 class TooLargeError(InputError):
-    """A body or a batch is over its limit. `limit_bytes` is that limit."""
+    """A body or a value is over its limit. `limit_bytes` is that limit, `place` where the value is."""
 
     code = "too-large"
 
-    def __init__(self, message: str, *, limit_bytes: int, hint: str = "") -> None:
+    def __init__(self, message: str, *, limit_bytes: int, place: Place | None = None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.limit_bytes = limit_bytes
+        self.place = place or Place()
 
 
 class MediaTypeError(InputError):

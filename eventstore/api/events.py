@@ -25,10 +25,16 @@ __all__ = ["router"]
 async def known_parameters(request: Request) -> None:
     """Refuse query parameters that a route does not have: a mistyped filter would widen the answer."""
     known = _query_parameters(request.scope["route"].dependant)
-    unknown = sorted(set(request.query_params) - known)
+    given = [name for name, _ in request.query_params.multi_items()]
+    unknown = sorted(set(given) - known)
     if unknown:
         names = ", ".join(sorted(known)) or "none"
         raise InputError(f"there is no parameter {unknown[0]!r} here", hint=f"known are: {names}")
+    for name, value in request.query_params.multi_items():
+        if given.count(name) > 1:
+            raise InputError(f"{name} is given more than once", hint="ask once for each value")
+        if "\ufffd" in value:
+            raise InputError(f"{name} is not UTF-8", hint="percent-encode the UTF-8 bytes of the value")
 
 
 def _query_parameters(dependant: Dependant) -> set[str]:
@@ -94,18 +100,6 @@ def event_filter(
     seq_to: Annotated[int | None, Query(ge=0, lt=2**63, description="inclusive")] = None,
 ) -> EventFilter:
     """The conditions of a request."""
-    texts = {
-        "entity_type": entity_type,
-        "entity_id": entity_id,
-        "actor": actor,
-        "action": action,
-        "field": field,
-        "source": source,
-        "workspace_id": workspace_id,
-    }
-    for name, value in texts.items():
-        if value is not None and "\0" in value:
-            raise InputError(f"{name}: has a NUL character, which no event has")
     return EventFilter(
         entity_type=entity_type,
         entity_id=entity_id,

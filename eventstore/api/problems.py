@@ -57,7 +57,7 @@ def from_error(error: EventStoreError) -> Response:
         _log.error("damaged history: %s", error)
     status, title = next((s, t) for kind, s, t in _STATUS if isinstance(error, kind))
     more: dict[str, object] = {"hint": error.hint} if error.hint else {}
-    if isinstance(error, InvalidEventError):
+    if isinstance(error, InvalidEventError | TooLargeError):
         place = error.place
         found = {"field": place.field, "index": place.index, "line": place.line}
         more |= {name: value for name, value in found.items() if value is not None}
@@ -88,7 +88,9 @@ def install(app: FastAPI) -> None:
 
     async def on_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return problem(error.status_code, str(error.detail), str(error.detail), code="http")
+        answer = problem(error.status_code, str(error.detail), str(error.detail), code="http")
+        answer.headers.update(error.headers or {})
+        return answer
 
     async def on_validation(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

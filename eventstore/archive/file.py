@@ -65,7 +65,11 @@ class FileTarget:
                 created = False
             os.unlink(staged)
             # Dying before this line may lose the name in a power cut; the caller has not been told yet.
-            _sync_folder(path.parent)
+            # The folders above too: a killed run may have made one and not come to syncing its name.
+            for folder in (path.parent, *path.parent.parents):
+                _sync_folder(folder)
+                if folder == self.root:
+                    break
         except OSError as e:
             raise TargetUnavailableError(f"cannot store {path}: {e}", hint=_HINT) from e
         return created

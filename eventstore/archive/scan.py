@@ -17,7 +17,7 @@ import pyarrow as pa
 from eventstore.archive.target import ArchiveTarget
 from eventstore.archive.verify import digest_segment
 from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
-from eventstore.errors import ArchiveDamageError
+from eventstore.errors import ArchiveDamageError, BusyError, TargetUnavailableError
 from eventstore.model.segment import Segment
 
 __all__ = ["ArchiveScan"]
@@ -56,6 +56,7 @@ class ArchiveScan:
         Raises:
             ArchiveDamageError: a segment is missing, or its bytes are not the cataloged ones.
             TargetUnavailableError: the target did not answer.
+            BusyError: memory for queries is used up.
         """
         self.ensure_intact(segments)
         files = ", ".join(_quote(self._target.location(s.key)) for s in segments)
@@ -68,6 +69,12 @@ class ArchiveScan:
         try:
             with self._duck.cursor() as cursor:
                 table = cursor.sql(sql).to_arrow_table()
+        except duckdb.OutOfMemoryException as e:
+            raise BusyError("too many large reads at once", hint="try again, or ask for less") from e
+        except duckdb.IOException as e:
+            raise TargetUnavailableError(
+                f"cannot read from {self._target.describe()}: {e}", hint="try again in a moment"
+            ) from e
         except duckdb.Error as e:
             keys = ", ".join(s.key for s in segments[:3])
             raise ArchiveDamageError(

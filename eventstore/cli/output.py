@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable
 from enum import StrEnum
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
 from eventstore.query.render import event_views, to_json_lines, to_text_table
 
 __all__ = ["Format", "bytes_text", "console", "errors", "plural", "resolve_format", "write_events"]
@@ -74,7 +76,10 @@ def _write_jsonl(tables: Iterable[pa.Table]) -> int:
 def _write_csv(tables: Iterable[pa.Table]) -> int:
     count = 0
     header = True
-    for table in tables:
+    # An answer without events has its header all the same.
+    for table in itertools.chain(tables, [EVENT_SCHEMA.empty_table()]):
+        if not table.num_rows and header:
+            sys.stdout.write(",".join(f'"{name}"' for name in EVENT_FIELDS) + "\n")
         for start in range(0, table.num_rows, 10_000):
             text = to_text_table(table.slice(start, 10_000))
             pa.csv.write_csv(

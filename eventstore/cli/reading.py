@@ -55,14 +55,14 @@ def _write(
     tables = store.reader.stream(tenant, wanted, order=order, limit=limit, partial=partial, coverage=coverage)
     resolved = resolve_format(form)
     count = write_events(tables, resolved)
-    if resolved is Format.TABLE:
-        hot = sum(last - first + 1 for first, last in coverage.hot)
-        archived = sum(last - first + 1 for first, last in coverage.archive)
-        console.print(
-            f"[dim]{plural(count, 'event')}; looked at {archived:,} archived in "
-            f"{plural(len(coverage.windows), 'window')}, {hot:,} hot[/]",
-            highlight=False,
-        )
+    hot = sum(last - first + 1 for first, last in coverage.hot)
+    archived = sum(last - first + 1 for first, last in coverage.archive)
+    # Beside the answer, not in it: what a program reads from the pipe are events alone.
+    errors.print(
+        f"[dim]{plural(count, 'event')}; looked at {archived:,} archived in "
+        f"{plural(len(coverage.windows), 'window')}, {hot:,} hot[/]",
+        highlight=False,
+    )
     for missing in coverage.unreadable:
         errors.print(
             f"[red]not read:[/] seq {missing.first_seq} to {missing.last_seq}: {escape(missing.error)}",

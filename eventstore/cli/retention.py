@@ -45,6 +45,8 @@ def run(
         if dry_run:
             _show_plan(store, tenant, now_us)
             return
+        # Whoever appends or reads goes first; retention has time.
+        os.nice(_NICENESS)
         report = run_with_progress(store, tenant, now_us)
     show_report(report)
     if report.status is not RunStatus.COMPLETED:
@@ -53,8 +55,6 @@ def run(
 
 def run_with_progress(store: Store, tenant: str | None, now_us: int) -> RunReport:
     """Run retention with a progress bar a tenant, on a terminal."""
-    # Whoever appends or reads goes first; retention has time.
-    os.nice(_NICENESS)
     tenants = store.compactor.tenants(tenant)
     with Progress(
         TextColumn("{task.description}"),

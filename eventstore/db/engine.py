@@ -29,7 +29,11 @@ _SESSION = {
     "TimeZone": "UTC",
     "client_encoding": "UTF8",
     "standard_conforming_strings": "on",
+    # A head that somebody holds (a stopped process, a dead network) must not hold every worker for ever.
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "60s",
 }
+_KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 
 
 class Database:
@@ -45,10 +49,11 @@ class Database:
         # The libpq form for psycopg and ADBC; SQLAlchemy wants its driver in the scheme.
         self.url = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
         options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
-        connect_args = {"options": options, "prepare_threshold": None, "connect_timeout": 10}
+        connect_args = {"options": options, "prepare_threshold": None, "connect_timeout": 10, **_KEEPALIVE}
         self.engine: sa.Engine = sa.create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             connect_args=connect_args,
+            pool_pre_ping=True,
             pool_size=4,
             max_overflow=max_connections,
         )

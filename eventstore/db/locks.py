@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["DROP_LOCK_TIMEOUT_MS", "migration_key", "retention_key"]
+__all__ = ["DROP_LAST_LOCK_TIMEOUT_MS", "DROP_LOCK_TIMEOUT_MS", "migration_key", "retention_key"]
 
 # A drop waits this long for readers of the tenant's parent table before it steps back: while it waits,
 # every new reader of that tenant queues behind it.
 DROP_LOCK_TIMEOUT_MS = 200
+# The last try waits longer than Postgres' deadlock_timeout (1 s), after which it cancels an autovacuum that
+# is in the way.
+DROP_LAST_LOCK_TIMEOUT_MS = 1500
 
 
 def _key(purpose: str) -> int:

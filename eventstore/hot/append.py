@@ -112,7 +112,13 @@ class Appender:
             except _ArchiveNeededError as needed:
                 # Outside the head's lock: nobody waits while the archive is read.
                 through = needed.through
-                archived = dict(self._archived_versions(tenant_id, needed.entities, through))
+                try:
+                    archived = dict(self._archived_versions(tenant_id, needed.entities, through))
+                except EventStoreError as e:
+                    if len(requests) == 1:
+                        return [e]
+                    # Whose entities they were is not told apart: each request is tried on its own.
+                    return [self.append(tenant_id, [request])[0] for request in requests]
         raise BusyError("the archive kept moving on while versions were looked up", hint="send it again")
 
     def _store(

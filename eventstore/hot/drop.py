@@ -20,7 +20,12 @@ __all__ = ["drop_window"]
 
 
 def drop_window(
-    database: Database, tenant: Tenant, record: WindowRecord, verified: Sequence[VerifiedSegment]
+    database: Database,
+    tenant: Tenant,
+    record: WindowRecord,
+    verified: Sequence[VerifiedSegment],
+    *,
+    lock_timeout_ms: int = DROP_LOCK_TIMEOUT_MS,
 ) -> None:
     """Drop an archived window's partition and record it, in one transaction.
 
@@ -38,7 +43,7 @@ def drop_window(
     leaf = sa.schema.Table(record.leaf, sa.MetaData(), schema=SCHEMA)
     try:
         with database.transaction() as conn:
-            conn.exec_driver_sql(f"SET LOCAL lock_timeout = {DROP_LOCK_TIMEOUT_MS}")
+            conn.exec_driver_sql(f"SET LOCAL lock_timeout = {lock_timeout_ms}")
             if read_watermark(conn, tenant.tenant_id).archived_through < record.last_seq:
                 raise CoverageError(
                     f"window {record.window} is not archived yet", hint="its cutover must commit first"

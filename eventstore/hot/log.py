@@ -18,7 +18,7 @@ from psycopg import sql
 from eventstore.clock import from_us, to_iso, to_us
 from eventstore.columns.canonical import fixed_bytes
 from eventstore.db.partitions import SCHEMA, create_leaf
-from eventstore.errors import CoverageError, InputError, TenantNotFoundError
+from eventstore.errors import BusyError, CoverageError, InputError, TenantNotFoundError
 from eventstore.hot.batch import stamp
 from eventstore.hot.copy_frame import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, copy_rows
 from eventstore.hot.few import insert_statement, stamp_few
@@ -208,6 +208,11 @@ def log_transaction(
         yield log
         # Dying before this line leaves nothing of the append; after it, all of it.
         log._commit()
+    except psycopg.errors.LockNotAvailable as e:
+        conn.execute("ROLLBACK")
+        raise BusyError(
+            f"another writer holds the log of {tenant_id!r}", hint="send it again in a moment"
+        ) from e
     except BaseException:
         # On a broken connection the server rolls back by itself; the pool discards it.
         if not conn.closed:

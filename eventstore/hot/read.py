@@ -46,16 +46,13 @@ def _fixed_width(column: pa.Array, width: int) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(column), [None, data])
 
 
-def leaf_batches(database: Database, leaf: str, first_seq: int, last_seq: int) -> Iterator[pa.RecordBatch]:
-    """A leaf's events of a seq range, in the order of seq, streamed.
+def leaf_batches(database: Database, leaf: str) -> Iterator[pa.RecordBatch]:
+    """All that a leaf holds, in the order of seq, streamed: what must not be there is to be seen as well.
 
     Reads the leaf itself: a window that is being archived is sealed, and only its archiver drops it.
     """
-    query = sql.SQL("SELECT {columns} FROM {leaf} WHERE seq BETWEEN {first} AND {last} ORDER BY seq").format(
-        columns=sql.SQL(EVENT_COLUMNS_SQL),
-        leaf=sql.Identifier(SCHEMA, leaf),
-        first=sql.Literal(first_seq),
-        last=sql.Literal(last_seq),
+    query = sql.SQL("SELECT {columns} FROM {leaf} ORDER BY seq").format(
+        columns=sql.SQL(EVENT_COLUMNS_SQL), leaf=sql.Identifier(SCHEMA, leaf)
     )
     with database.arrow() as conn, conn.cursor() as cursor:
         # Smaller than the driver's 16 MB: several batches are in memory at once while a window is archived.

@@ -141,6 +141,7 @@ def _too_large(place: Place, size_bytes: int, limit_bytes: int) -> TooLargeError
     return TooLargeError(
         f"{place}: {size_bytes} bytes of JSON, the limit is {limit_bytes}",
         limit_bytes=limit_bytes,
+        place=place,
         hint="store large values elsewhere and record a reference and a digest",
     )
 

@@ -27,8 +27,8 @@ _SUFFIXES = {
 _COMPRESSED = {
     b"\x1f\x8b": "gzip -dc",
     b"\x28\xb5\x2f\xfd": "zstd -dc",
-    b"BZh": "bzip2 -dc",
-    b"PK": "unzip -p",
+    b"BZh91AY&SY": "bzip2 -dc",
+    b"PK\x03\x04": "unzip -p",
 }
 _PARQUET_MAGIC = b"PAR1"
 _BOM = b"\xef\xbb\xbf"

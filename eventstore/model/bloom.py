@@ -48,7 +48,9 @@ class BloomProbe:
 
     def may_be_in(self, joined: bytes) -> bool:
         """False: certainly in none of the joined filters."""
-        count = joined[0]
+        count = joined[0] if joined else 0
+        if count == 0:
+            return True  # not a filter of ours: it denies nothing
         size = (len(joined) - 1) // count
         block = (self._upper * (size // BLOCK_BYTES) >> 32) * BLOCK_BYTES
         for start in range(1 + block, len(joined), size):

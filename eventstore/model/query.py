@@ -19,6 +19,9 @@ class Order(StrEnum):
     DESC = "desc"
 
 
+_TEXTS = ("entity_type", "entity_id", "actor", "action", "field", "source", "workspace_id")
+
+
 @dataclass(frozen=True, slots=True)
 class EventFilter:
     """Which events. None means no condition; several conditions all hold.
@@ -41,6 +44,13 @@ class EventFilter:
     occurred_to_us: int | None = None
     seq_from: int | None = None
     seq_to: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a text that no event can have."""
+        for name in _TEXTS:
+            value: str | None = getattr(self, name)
+            if value is not None and ("\0" in value or not _is_unicode(value)):
+                raise InputError(f"{name}: has a NUL or is not valid Unicode, as no event's is")
 
     @property
     def is_selective(self) -> bool:
@@ -69,3 +79,11 @@ def decode_cursor(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise InputError(f"{text!r} is not a cursor", hint="take it from next_cursor of the page before")
     return int(text)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, as a byte that is not UTF-8 becomes on a command line
+        return False
+    return True

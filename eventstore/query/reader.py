@@ -227,15 +227,15 @@ class _Walk:
         while self.remaining > 0 and self.lower <= end and (not self.descending or self.upper >= self.lower):
             group = self._next_segments(segments, end, budget)
             first, last = self._group_span(group, end)
-            readable = [s for s in group if self._may_match(s)]
             limit = min(self.remaining, self.step_rows)
-            events = self._read_group(readable, first, last, limit)
+            events, first, last = self._read_group(group, first, last, limit)
             first, last = self._advance(events, first, last, full=events.num_rows == limit)
             if self.descending:
                 end = self.upper
             if not self.coverage.unreadable:
                 self._check_range(events, first, last)
-            self.coverage.add_archive(first, last, group)
+            looked_at = [s for s in group if s.range.first_seq <= last and s.range.last_seq >= first]
+            self.coverage.add_archive(first, last, looked_at)
             budget *= _SELECTIVE_GROWTH if self.wanted.is_selective else 1
             if events.num_rows:
                 self.remaining -= events.num_rows
@@ -287,32 +287,49 @@ class _Walk:
             end is None or segment.min_recorded_at_us < end
         )
 
-    def _read_group(self, group: Sequence[Segment], first: int, last: int, limit: int) -> pa.Table:
-        if not group:
-            return EVENT_SCHEMA.empty_table()
+    def _read_group(
+        self, group: Sequence[Segment], first: int, last: int, limit: int
+    ) -> tuple[pa.Table, int, int]:
+        """Matching events of the group, and the seqs that were looked at: all of the range, or, if a
+        segment is damaged, those before it in reading order. Only what needs the damaged one fails."""
+        readable = [s for s in group if self._may_match(s)]
+        if not readable:
+            return EVENT_SCHEMA.empty_table(), first, last
         try:
-            return self.tiers.archived(
-                group, self.wanted, first, last, descending=self.descending, limit=limit
-            )
+            return self._query(readable, first, last, limit), first, last
         except ArchiveDamageError:
-            if not self.partial:
+            if len(group) == 1 and not self.partial:
                 raise
-        tables = [EVENT_SCHEMA.empty_table()]
+        tables, rows = [EVENT_SCHEMA.empty_table()], 0
         for segment in group:
+            if rows == limit or not self._may_match(segment):
+                continue
             try:
-                tables.append(
-                    self.tiers.archived(
-                        [segment], self.wanted, first, last, descending=self.descending, limit=limit
-                    )
-                )
+                tables.append(self._query([segment], first, last, limit - rows))
             except ArchiveDamageError as e:
+                if self.partial:
+                    self._note_unreadable(segment, e)
+                    continue
+                if segment is group[0]:
+                    raise
                 r = segment.range
-                self.coverage.unreadable.append(
-                    Unreadable(
-                        segment.key, r.first_seq, r.last_seq, r.window.from_us, r.window.to_us, e.message
-                    )
-                )
-        return pa.concat_tables(tables).slice(0, limit)
+                first, last = (r.last_seq + 1, last) if self.descending else (first, r.first_seq - 1)
+                break
+            rows += tables[-1].num_rows
+        return pa.concat_tables(tables), first, last
+
+    def _query(self, segments: Sequence[Segment], first: int, last: int, limit: int) -> pa.Table:
+        return self.tiers.archived(
+            segments, self.wanted, first, last, descending=self.descending, limit=limit
+        )
+
+    def _note_unreadable(self, segment: Segment, error: ArchiveDamageError) -> None:
+        r = segment.range
+        found = Unreadable(
+            segment.key, r.first_seq, r.last_seq, r.window.from_us, r.window.to_us, error.message
+        )
+        if found not in self.coverage.unreadable:
+            self.coverage.unreadable.append(found)
 
     def _advance(self, events: pa.Table, first: int, last: int, *, full: bool) -> tuple[int, int]:
         """Move past what a step has looked at; a full step may have more behind its last event."""

@@ -26,18 +26,20 @@ from eventstore.query.conditions import DuckDialect, PostgresDialect, conditions
 __all__ = ["LogState", "Tiers"]
 
 _CACHED_SEGMENTS_MAX = 200_000
-_CACHED_FILTERS_MAX = 20_000
-_CACHED_FILTER_BYTES_MAX = 64 * 2**20
+# Of one tenant, and of all of them together.
+_FILTER_BYTES_MAX = 64 * 2**20
+_CACHED_FILTER_BYTES_MAX = 256 * 2**20
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Known(Generic[T]):
-    """Something listed from the catalog, up to a watermark."""
+    """Something listed from the catalog, up to a watermark; `size` is what it counts for in its cache."""
 
     through: int
     value: T
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ class Tiers:
         if known.through < archived_through:
             with self._database.transaction() as conn:
                 new = list_segments(conn, tenant_id, seq_from=known.through + 1, seq_to=archived_through)
-            known = _Known(archived_through, (*known.value, *new))
+            known = _Known(archived_through, (*known.value, *new), known.size + len(new))
             self._remember(self._segments, tenant_id, known, _CACHED_SEGMENTS_MAX)
         if known.through > archived_through:
             return [s for s in known.value if s.range.last_seq <= archived_through]
@@ -151,21 +153,22 @@ class Tiers:
             known = self._filters.get(tenant_id, _Known(0, none))
         if known.through < archived_through:
             with self._database.transaction() as conn:
-                if entity_filters_bytes(conn, tenant_id) > _CACHED_FILTER_BYTES_MAX:
+                if entity_filters_bytes(conn, tenant_id) > _FILTER_BYTES_MAX:
                     return none
                 new = list_entity_filters(
                     conn, tenant_id, seq_from=known.through + 1, seq_to=archived_through
                 )
-            known = _Known(archived_through, known.value | new)
-            self._remember(self._filters, tenant_id, known, _CACHED_FILTERS_MAX)
+            size_bytes = known.size + sum(len(bits) for bits in new.values())
+            known = _Known(archived_through, known.value | new, size_bytes)
+            self._remember(self._filters, tenant_id, known, _CACHED_FILTER_BYTES_MAX)
         return known.value
 
     def _remember(
         self, cache: OrderedDict[str, _Known[Any]], tenant_id: str, known: _Known[Any], most: int
     ) -> None:
-        """Keep what is known of a tenant; the longest unused tenants are forgotten beyond `most` items."""
+        """Keep what is known of a tenant; beyond a size of `most` the longest unused are forgotten."""
         with self._lock:
             cache[tenant_id] = known
             cache.move_to_end(tenant_id)
-            while len(cache) > 1 and sum(len(k.value) for k in cache.values()) > most:
+            while len(cache) > 1 and sum(k.size for k in cache.values()) > most:
                 cache.popitem(last=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psycopg
 import sqlalchemy as sa
@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from eventstore.archive.target import ArchiveTarget
 from eventstore.catalog.tenants import get_tenant, list_tenants
 from eventstore.catalog.windows import list_windows, read_watermark
-from eventstore.clock import SystemClock, to_iso
+from eventstore.clock import SystemClock, to_iso, to_us
 from eventstore.db.engine import Database
-from eventstore.db.locks import retention_key
+from eventstore.db.locks import DROP_LAST_LOCK_TIMEOUT_MS, DROP_LOCK_TIMEOUT_MS, retention_key
 from eventstore.db.partitions import list_leaves
 from eventstore.db.tables import heads
 from eventstore.errors import BusyError, EventStoreError, InputError
@@ -95,7 +95,7 @@ class Compactor:
 
     def run(self, tenants: Sequence[Tenant], now_us: int, *, progress: Progress | None = None) -> RunReport:
         """Run retention. An error stops the tenant it concerns, is recorded, and never the others."""
-        check_now(now_us)
+        now_us = min(check_now(now_us), self._database_now_us())
         journal = Journal.begin(self._database, now_us=now_us)
         outcomes = [self._run_tenant(journal, tenant, now_us, progress) for tenant in tenants]
         failed = [o for o in outcomes if o.error is not None]
@@ -110,6 +110,11 @@ class Compactor:
             },
         )
         return RunReport(journal.run_id, status, outcomes)
+
+    def _database_now_us(self) -> int:
+        """Postgres' clock, by which events are recorded: this machine's may be ahead of it."""
+        with self._database.transaction() as conn:
+            return to_us(conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one())
 
     def _run_tenant(
         self, journal: Journal, tenant: Tenant, now_us: int, progress: Progress | None
@@ -183,7 +188,8 @@ class Compactor:
     ) -> bool:
         for attempt, pause_s in enumerate((*_DROP_PAUSES_S, None), start=1):
             try:
-                drop_window(self._database, tenant, sealed, verified)
+                timeout_ms = DROP_LOCK_TIMEOUT_MS if pause_s is not None else DROP_LAST_LOCK_TIMEOUT_MS
+                drop_window(self._database, tenant, sealed, verified, lock_timeout_ms=timeout_ms)
                 return True
             except BusyError as e:
                 if pause_s is None:
@@ -208,7 +214,9 @@ class Compactor:
             try:
                 yield
             finally:
-                conn.execute("SELECT pg_advisory_unlock(%s)", [key])
+                # A lost connection has lost the lock as well.
+                with suppress(psycopg.OperationalError):
+                    conn.execute("SELECT pg_advisory_unlock(%s)", [key])
 
 
 def _plan_detail(plan: TenantPlan) -> dict[str, object]:

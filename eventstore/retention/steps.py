@@ -65,7 +65,7 @@ def archive_window(
     verified: list[VerifiedSegment] = []
     with ThreadPoolExecutor(1, "chain") as executor:
         check = _ChainCheck(record, executor)
-        batches = prefetch(leaf_batches(database, record.leaf, record.first_seq, record.last_seq))
+        batches = prefetch(leaf_batches(database, record.leaf))
         groups = cut_row_groups(check.sizes(batch) for batch in batches)
         for segment_range, path, originals in _write_segments(target, tenant, record, groups):
             key = segment_key(tenant.tenant_id, record.window, segment_range.part)

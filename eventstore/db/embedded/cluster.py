@@ -61,7 +61,12 @@ class Cluster:
         return self.folder / "eventstore.conf"
 
     def run(
-        self, program: str, *arguments: str, timeout_s: float, cwd: Path | None = None
+        self,
+        program: str,
+        *arguments: str,
+        timeout_s: float,
+        cwd: Path | None = None,
+        pass_fds: tuple[int, ...] = (),
     ) -> subprocess.CompletedProcess[str]:
         """Run one of the server's programs to its end; the exit code is the caller's to look at."""
         environment = {
@@ -74,6 +79,7 @@ class Cluster:
             cwd=cwd or self.folder,
             env=environment,
             timeout_s=timeout_s,
+            pass_fds=pass_fds,
         )
 
 
@@ -284,7 +290,13 @@ def private_folder(folder: Path, account: Account | None) -> None:
 
 
 def run_as(
-    account: Account | None, command: list[str], *, cwd: Path, env: dict[str, str], timeout_s: float
+    account: Account | None,
+    command: list[str],
+    *,
+    cwd: Path,
+    env: dict[str, str],
+    timeout_s: float,
+    pass_fds: tuple[int, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
@@ -298,6 +310,7 @@ def run_as(
         text=True,
         errors="replace",
         timeout=timeout_s,
+        pass_fds=pass_fds,
         check=False,
     )
 

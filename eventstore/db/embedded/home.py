@@ -38,6 +38,11 @@ class Home:
         return self.path / "postgres.start.lock"
 
     @property
+    def data_lock(self) -> Path:
+        """Held by every process of the running server itself, through a descriptor that it inherits."""
+        return self.path / "postgres.data.lock"
+
+    @property
     def password_file(self) -> Path:
         return self.path / "postgres.password"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shlex
@@ -102,6 +103,28 @@ def ensure_running(files: Home, cluster: Cluster, deadline: float) -> Postmaster
 
 
 def _start(files: Home, cluster: Cluster, deadline: float) -> None:
+    data_fd = _claim_data(files)
+    try:
+        _start_claimed(files, cluster, deadline, data_fd)
+    finally:
+        os.close(data_fd)  # the server has inherited it, and with it the lock
+
+
+def _claim_data(files: Home) -> int:
+    """The descriptor of the data lock, taken: proof that no server is alive, seen or unseen."""
+    fd = os.open(files.data_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise EmbeddedPostgresError(
+            f"a server that cannot be seen from here is still working on {files.path}",
+            hint="this home is in use in another container; give each its own, or use one Postgres server",
+        ) from None
+    return fd
+
+
+def _start_claimed(files: Home, cluster: Cluster, deadline: float, data_fd: int) -> None:
     _clear_leftovers(files, cluster)
     _prune_logs(cluster)
     port = _last_port(cluster)
@@ -115,6 +138,7 @@ def _start(files: Home, cluster: Cluster, deadline: float) -> None:
         started = cluster.run(
             *("pg_ctl", "start", "-w", "-s", "-t", str(left_s), "-l", "log/start.log", "-o", options),
             timeout_s=left_s + 30,
+            pass_fds=(data_fd,),
         )
         if started.returncode == 0 or main_pid(cluster.data) in processes_in(cluster.data):
             return  # in the second case it is slow, not dead

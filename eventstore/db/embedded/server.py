@@ -167,10 +167,25 @@ def _end_supervisor(files: Home, deadline: float) -> None:
     server but waits for the users to go, and its process id in the lock file is its own.
     """
     pid = _supervisor_pid(files)
+    if pid and not _is_supervisor(pid):
+        raise EmbeddedPostgresError(
+            f"the supervisor of {files.path} is process {pid} of another container",
+            hint="give each container a home of its own, or use one Postgres server",
+        )
     if pid:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     os.close(lock_within(files.supervisor_lock, fcntl.LOCK_EX, deadline))
+
+
+def _is_supervisor(pid: int) -> bool:
+    """Whether the process of that number, as seen from here, is a supervisor; believed without /proc."""
+    if not Path("/proc/self/cmdline").exists():
+        return True
+    try:
+        return b"eventstore.db.embedded.supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _spawn_supervisor(files: Home, start_fd: int, deadline: float) -> None:
