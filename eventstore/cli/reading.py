@@ -57,8 +57,8 @@ def _write(
     count = write_events(tables, resolved)
     hot = sum(last - first + 1 for first, last in coverage.hot)
     archived = sum(last - first + 1 for first, last in coverage.archive)
-    # Beside the answer, not in it: what a program reads from the pipe are events alone.
-    errors.print(
+    # For a program beside the answer, not in it: what it reads from the pipe are events alone.
+    (console if resolved is Format.TABLE else errors).print(
         f"[dim]{plural(count, 'event')}; looked at {archived:,} archived in "
         f"{plural(len(coverage.windows), 'window')}, {hot:,} hot[/]",
         highlight=False,

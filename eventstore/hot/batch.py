@@ -37,7 +37,7 @@ def pending_batch(events: Sequence[NewEvent]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=PENDING_SCHEMA)
 
 
-def uuid7_column(recorded_us: npt.NDArray[np.int64]) -> pa.FixedSizeBinaryArray:
+def uuid7_column(recorded_us: npt.NDArray[np.int64], first_ordinal: int = 0) -> pa.FixedSizeBinaryArray:
     """A UUIDv7 for each time, rising along the batch; `model.event.uuid7` for a whole column."""
     count = len(recorded_us)
     ms, rest_us = np.divmod(recorded_us, 1000)
@@ -48,7 +48,7 @@ def uuid7_column(recorded_us: npt.NDArray[np.int64]) -> pa.FixedSizeBinaryArray:
         | (rest_us * 4096 // 1000).astype(np.uint64)
     )
     random = np.frombuffer(os.urandom(8 * count), dtype=np.uint64) & np.uint64(2**42 - 1)
-    ordinal = np.arange(count, dtype=np.uint64) & np.uint64(0xFFFFF)
+    ordinal = np.arange(first_ordinal, first_ordinal + count, dtype=np.uint64) & np.uint64(0xFFFFF)
     words[:, 1] = np.uint64(0b10 << 62) | ordinal << np.uint64(42) | random
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), count, [None, pa.py_buffer(words.tobytes())])
 
@@ -64,7 +64,7 @@ def stamp(
     recorded = pa.array(recorded_us, pa.int64()).cast(TIMESTAMP)
     columns = {
         "seq": pa.array(np.arange(first_seq, first_seq + count, dtype=np.int64)),
-        "event_id": _filled(pending.column("event_id"), uuid7_column(recorded_us)),
+        "event_id": _filled(pending.column("event_id"), uuid7_column(recorded_us, first_seq)),
         "recorded_at": recorded,
         "occurred_at": _filled(pending.column("occurred_at"), recorded),
         **{name: pending.column(name) for name in TEXT_FIELDS},

@@ -27,10 +27,10 @@ _COLUMNS = ", ".join(("tenant_id", *EVENT_FIELDS))
 def stamp_few(events: Sequence[NewEvent], head: Head, recorded_us: int) -> list[Event]:
     """Give new events their places at the end of a log; `hot.batch.stamp` for a few."""
     stamped, last_hash = [], head.last_hash
-    for ordinal, new in enumerate(events):
+    for seq, new in enumerate(events, start=head.last_seq + 1):
         event = Event(
-            seq=head.last_seq + 1 + ordinal,
-            event_id=uuid7(recorded_us, ordinal) if new.event_id is None else new.event_id.bytes,
+            seq=seq,
+            event_id=uuid7(recorded_us, seq) if new.event_id is None else new.event_id.bytes,
             recorded_at_us=recorded_us,
             occurred_at_us=recorded_us if new.occurred_at is None else to_us(new.occurred_at),
             entity_type=new.entity_type,

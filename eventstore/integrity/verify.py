@@ -90,6 +90,10 @@ def verify_log(
     # The head is the log's end: without this, cutting off its last events would go unseen.
     if chain.next_seq == head_seq + 1 and chain.last_hash is not None and chain.last_hash != head_hash:
         chain.problem(head_seq, None, "the chain does not end with the head's hash")
+    # And a head that was set back would hide what lies above it. (Appends go on: look at it again.)
+    above = tiers.hot(tenant_id, EventFilter(), head_seq + 1, 2**62, descending=True, limit=1)
+    if above.num_rows and above.column("seq")[0].as_py() > tiers.state(tenant_id).last_seq:
+        chain.problem(head_seq + 1, None, "there are events above the head")
     return report
 
 

@@ -155,7 +155,7 @@ def chain_hash(previous: bytes, canonical: bytes) -> bytes:
 
 def uuid7(at_us: int, ordinal: int = 0) -> bytes:
     """A UUIDv7 (RFC 9562, 5.7) for a moment: 48 bits of milliseconds, 12 bits of the fraction of the
-    millisecond, then 20 bits of `ordinal` and 42 random bits, so that a batch's ids rise with it."""
+    millisecond, then the last 20 bits of `ordinal` (the seq) and 42 random bits: ids rise along the log."""
     ms, rest_us = divmod(at_us, 1000)
     high = (ms & (2**48 - 1)) << 16 | 0x7000 | rest_us * 4096 // 1000
     random = int.from_bytes(os.urandom(6), "big") & (2**42 - 1)

@@ -19,8 +19,8 @@ import pytest
 from eventstore.app import Store, open_store
 from eventstore.catalog.tenants import create_tenant
 from eventstore.clock import US_PER_S
-from eventstore.integrity.verify import verify_log
 from eventstore.intake.importer import import_file
+from eventstore.integrity.verify import verify_log
 from eventstore.model.policy import Policy
 from eventstore.model.query import EventFilter, Order
 from eventstore.model.run import RunStatus
