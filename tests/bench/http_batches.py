@@ -23,7 +23,7 @@ from tests.bench.measure import Measured, Row, amount
 __all__ = ["ROWS", "run"]
 
 _BATCH = 1000
-_CONNECTIONS = 3
+_CONNECTIONS = 8
 
 ROWS = (
     Row(
