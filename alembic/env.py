@@ -1,7 +1,6 @@
 """Runs migrations: online only, in one transaction, never stalling a site for long."""
 
 from alembic import context
-
 from eventstore.db.locks import migration_key
 from eventstore.db.tables import metadata
 

@@ -34,7 +34,7 @@ __all__ = [
 GROUP_ROWS_MAX = 65_536
 GROUP_BYTES_MAX = 16 * 2**20
 SEGMENT_ROWS_MAX = 4 * GROUP_ROWS_MAX
-SEGMENT_BYTES_MAX = 64 * 2**20
+SEGMENT_BYTES_MAX = 48 * 2**20
 
 # A UUID is told to be one, so that every engine shows it as such.
 _FILE_SCHEMA = EVENT_SCHEMA.set(1, pa.field("event_id", pa.uuid(), nullable=False))

@@ -18,7 +18,7 @@ from eventstore.model.run import RunReport, RunStatus
 from eventstore.retention.compactor import check_now
 from eventstore.settings import load_settings
 
-_NICENESS = 10
+_NICENESS = 19
 
 __all__ = ["app", "run_with_progress", "show_report"]
 

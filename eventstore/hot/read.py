@@ -16,7 +16,7 @@ from eventstore.errors import IntegrityError
 
 __all__ = ["EVENT_COLUMNS_SQL", "leaf_batches", "to_events"]
 
-_BATCH_BYTES = 4 * 2**20
+_BATCH_BYTES = 2 * 2**20
 
 EVENT_COLUMNS_SQL = ", ".join(EVENT_FIELDS)
 

@@ -38,10 +38,10 @@ def _main(tenant: str) -> None:
     drops: list[dict[str, float]] = []
     drop_window = hot_drop.drop_window
 
-    def timed_drop(*arguments: Any) -> None:
+    def timed_drop(*arguments: Any, **options: Any) -> None:
         statements.clear()
         started = time.perf_counter()
-        drop_window(*arguments)
+        drop_window(*arguments, **options)
         total_ms = (time.perf_counter() - started) * 1000
         dropping_ms = sum(ms for statement, ms in statements if "DROP TABLE" in statement)
         other_ms = sum(ms for _, ms in statements) - dropping_ms
