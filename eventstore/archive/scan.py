@@ -10,8 +10,8 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-import duckdb
 import pyarrow as pa
 
 from eventstore.archive.target import ArchiveTarget
@@ -19,6 +19,9 @@ from eventstore.archive.verify import digest_segment
 from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
 from eventstore.errors import ArchiveDamageError, BusyError, TargetUnavailableError
 from eventstore.model.segment import Segment
+
+if TYPE_CHECKING:
+    import duckdb
 
 __all__ = ["ArchiveScan"]
 
@@ -31,22 +34,19 @@ class ArchiveScan:
 
     def __init__(self, target: ArchiveTarget) -> None:
         self._target = target
-        self._duck = duckdb.connect(
-            ":memory:",
-            config={
-                "threads": os.cpu_count() or 1,
-                "memory_limit": _MEMORY_LIMIT,
-                "autoinstall_known_extensions": False,
-            },
-        )
-        self._duck.execute("SET TimeZone = 'UTC'")
-        self._duck.execute("SET arrow_lossless_conversion = true")  # a UUID as 16 bytes, not as text
-        self._duck.execute("SET parquet_metadata_cache = true")
+        self._duck: duckdb.DuckDBPyConnection | None = None  # None: nothing was asked yet
         self._intact: dict[str, tuple[str, bytes]] = {}  # key → version and digest found right
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        self._duck.close()
+        if self._duck is not None:
+            self._duck.close()
+
+    def _cursor(self) -> duckdb.DuckDBPyConnection:
+        with self._lock:
+            if self._duck is None:
+                self._duck = _connect()
+            return self._duck.cursor()
 
     def query(
         self, segments: Sequence[Segment], where: str, *, descending: bool, limit: int | None
@@ -58,6 +58,8 @@ class ArchiveScan:
             TargetUnavailableError: the target did not answer.
             BusyError: memory for queries is used up.
         """
+        import duckdb
+
         self.ensure_intact(segments)
         files = ", ".join(_quote(self._target.location(s.key)) for s in segments)
         sql = (
@@ -67,7 +69,7 @@ class ArchiveScan:
         if limit is not None:
             sql += f" LIMIT {int(limit)}"
         try:
-            with self._duck.cursor() as cursor:
+            with self._cursor() as cursor:
                 table = cursor.sql(sql).to_arrow_table()
         except duckdb.OutOfMemoryException as e:
             raise BusyError("too many large reads at once", hint="try again, or ask for less") from e
@@ -105,6 +107,25 @@ class ArchiveScan:
                     if len(self._intact) >= _KNOWN_MAX:
                         self._intact.clear()
                     self._intact[segment.key] = (version, digest)
+
+
+def _connect() -> duckdb.DuckDBPyConnection:
+    # Loaded with the first query: it takes time and some forty megabytes, and what only writes or archives
+    # has no use for it.
+    import duckdb
+
+    duck = duckdb.connect(
+        ":memory:",
+        config={
+            "threads": os.cpu_count() or 1,
+            "memory_limit": _MEMORY_LIMIT,
+            "autoinstall_known_extensions": False,
+        },
+    )
+    duck.execute("SET TimeZone = 'UTC'")
+    duck.execute("SET arrow_lossless_conversion = true")  # a UUID as 16 bytes, not as text
+    duck.execute("SET parquet_metadata_cache = true")
+    return duck
 
 
 def _quote(text: str) -> str:

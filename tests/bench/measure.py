@@ -63,7 +63,7 @@ class Measured:
     def is_worse_than(self, before: float) -> bool:
         """Whether the figure fell by more than noise explains (a tenth) since a run before."""
         figure = self.figure
-        if figure is None:
+        if figure is None or (self.row.at_least is None and self.row.at_most is None):
             return False
         return figure < before * 0.9 if self.row.at_least is not None else figure > before * 1.1
 
