@@ -13,20 +13,26 @@ __all__ = [
     "ArchiveConflictError",
     "ArchiveDamageError",
     "BusyError",
+    "ConfirmationError",
     "CoverageError",
     "EmbeddedPostgresError",
     "EventNotFoundError",
     "EventStoreError",
+    "HeldError",
     "InputError",
     "IntegrityError",
     "InvalidEventError",
+    "LeaseLostError",
     "MediaTypeError",
     "Place",
+    "QualityError",
     "RetryError",
+    "RunNotFoundError",
     "SchemaVersionError",
     "SetupError",
     "StateError",
     "TargetUnavailableError",
+    "TenantClosedError",
     "TenantExistsError",
     "TenantNotFoundError",
     "TooLargeError",
@@ -122,6 +128,12 @@ class EventNotFoundError(InputError):
     code = "event-not-found"
 
 
+class RunNotFoundError(InputError):
+    """No run has that id, or begins with it."""
+
+    code = "run-not-found"
+
+
 # --- the state refuses ------------------------------------------------------------------------------
 
 
@@ -135,6 +147,45 @@ class TenantExistsError(StateError):
     """A tenant of that name exists already."""
 
     code = "tenant-exists"
+
+
+class TenantClosedError(StateError):
+    """The tenant is being offboarded, or was: its log takes no more events."""
+
+    code = "tenant-closed"
+
+
+class ConfirmationError(StateError):
+    """What was asked for destroys history, and must be confirmed by naming how many events. `events` is
+    that count."""
+
+    code = "confirmation-needed"
+
+    def __init__(self, message: str, *, events: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.events = events
+
+
+class HeldError(StateError):
+    """A legal hold stops it. `holds` names the cases."""
+
+    code = "held"
+
+    def __init__(self, message: str, *, holds: list[str], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.holds = holds
+
+
+class LeaseLostError(StateError):
+    """A worker's claim on a window was taken over by another: what it was about to change is left alone."""
+
+    code = "lease-lost"
+
+
+class QualityError(StateError):
+    """A quality rule of the policy that says stop is broken; the window stays where it is."""
+
+    code = "quality"
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class SegmentRange:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment as the catalog knows it: its range, its key in the target, its size and SHA-256."""
+    """A segment as the catalog knows it: its range, its target and its key there, its size and SHA-256."""
 
     range: SegmentRange
     key: str
@@ -46,6 +46,7 @@ class Segment:
     sha256: bytes
     min_recorded_at_us: int
     max_recorded_at_us: int
+    target: str = "archive"
 
 
 @dataclass(frozen=True, slots=True)

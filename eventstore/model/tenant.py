@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 
 from eventstore.errors import InputError
-from eventstore.model.policy import Policy
+from eventstore.model.window import WindowUnit
 
-__all__ = ["TENANT_ID_PATTERN", "Head", "Tenant", "check_tenant_id"]
+__all__ = ["TENANT_ID_PATTERN", "Head", "Tenant", "TenantState", "check_tenant_id"]
 
 TENANT_ID_PATTERN = r"[a-z0-9][a-z0-9-]{0,62}"
 _TENANT_ID = re.compile(TENANT_ID_PATTERN)
@@ -28,14 +29,25 @@ def check_tenant_id(tenant_id: str) -> str:
     return tenant_id
 
 
+class TenantState(StrEnum):
+    """active → closing → closed. closing: being offboarded, takes no more events. closed: all its events are
+    destroyed; its name stays taken, because its certificates stay."""
+
+    ACTIVE = "active"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant as registered. `tenant_no` is a small integer that names its tables."""
+    """A tenant as registered. `tenant_no` is a small integer that names its tables; `unit` is what its next
+    window is aligned to."""
 
     tenant_id: str
     tenant_no: int
-    policy: Policy
+    unit: WindowUnit
     created_at_us: int
+    state: TenantState = TenantState.ACTIVE
 
 
 @dataclass(frozen=True, slots=True)

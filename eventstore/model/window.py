@@ -21,17 +21,18 @@ class WindowUnit(StrEnum):
 
 
 class WindowState(StrEnum):
-    """open → sealed → archived → dropped. Only ever forward.
+    """open → sealed → archived → dropped → expired. Only ever forward.
 
     open: may still receive events. sealed: its seq range is frozen, nothing can be added.
     archived: the cutover has been committed, readers take it from the archive, its partition may still
-    exist. dropped: the partition is gone.
+    exist. dropped: the partition is gone. expired: destroyed under policy, a certificate stands for it.
     """
 
     OPEN = "open"
     SEALED = "sealed"
     ARCHIVED = "archived"
     DROPPED = "dropped"
+    EXPIRED = "expired"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -75,6 +76,7 @@ class WindowRecord:
     `first_seq` is set when the window is made. `last_seq`, `hash_before` and `hash_after` are None while
     it is open: they are frozen by sealing.
     `leaf` is the name of its partition (also after the partition has been dropped).
+    `target` names the target where it is to go (from sealing on) or is (once archived).
     """
 
     window: Window
@@ -84,6 +86,7 @@ class WindowRecord:
     last_seq: int | None
     hash_before: bytes | None
     hash_after: bytes | None
+    target: str | None = None
 
     @property
     def event_count(self) -> int | None:
