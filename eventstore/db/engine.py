@@ -7,7 +7,7 @@ seen to take minutes (docs/design/0005-custom-plans.md).
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,11 @@ from sqlalchemy.engine import make_url
 
 from eventstore.errors import BusyError, SetupError
 
-__all__ = ["Database"]
+__all__ = ["Database", "Guard"]
+
+# Looks, at the beginning of a transaction, whether it may still change what it is about to change, and holds
+# that true until the transaction ends; raises if not.
+Guard = Callable[[sa.Connection], None]
 
 _MIN_SERVER = 150000
 _SESSION = {
@@ -50,6 +54,7 @@ class Database:
         self.url = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
         options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
         connect_args = {"options": options, "prepare_threshold": None, "connect_timeout": 10, **_KEEPALIVE}
+        self._connect_args: dict[str, Any] = connect_args
         self.engine: sa.Engine = sa.create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             connect_args=connect_args,
@@ -122,6 +127,17 @@ class Database:
             # A connection given back inside a transaction is rolled back by the pool, a broken one closed.
             self.pool.putconn(conn)
 
+    def connect_apart(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """A connection outside the pool, in autocommit mode, for a lock that lasts; the caller closes it.
+
+        Raises:
+            BusyError: Postgres is away.
+        """
+        try:
+            return psycopg.connect(self.url, **self._connect_args, autocommit=True)
+        except psycopg.OperationalError as e:
+            raise BusyError(f"cannot connect to Postgres: {e}", hint="try again in a moment") from e
+
     @contextmanager
     def arrow(self) -> Iterator[adbc.Connection]:
         """An ADBC connection (autocommit) that answers queries as Arrow batches."""
@@ -158,8 +174,14 @@ def _reporting_loss() -> Iterator[None]:
     """Turn a lost connection, in whichever library's words, into the error that says what to do."""
     try:
         yield
-    except (psycopg.OperationalError, sa.exc.OperationalError, adbc_driver_manager.OperationalError) as e:
-        if not _is_loss(e.orig if isinstance(e, sa.exc.OperationalError) else e):
+    except (
+        psycopg.OperationalError,
+        psycopg.errors.IdleInTransactionSessionTimeout,
+        sa.exc.OperationalError,
+        sa.exc.InternalError,
+        adbc_driver_manager.OperationalError,
+    ) as e:
+        if not _is_loss(e.orig if isinstance(e, sa.exc.DBAPIError) else e):
             raise
         raise BusyError(
             f"the connection to Postgres was lost: {str(e).strip().splitlines()[0]}",
@@ -168,9 +190,10 @@ def _reporting_loss() -> Iterator[None]:
 
 
 def _is_loss(error: BaseException | None) -> bool:
-    """Connection failures have no SQLSTATE, class 08, or say that the server is going or coming (57P0x)."""
+    """Connection failures have no SQLSTATE, class 08, say that the server is going or coming (57P0x), or that
+    it ended a transaction in which nothing happened for too long (25P03)."""
     sqlstate = getattr(error, "sqlstate", None)
     if sqlstate is None:
         return True
     # ADBC gives five NULs where there is none.
-    return not sqlstate.strip("\0 ") or sqlstate.startswith(("08", "57P0"))
+    return not sqlstate.strip("\0 ") or sqlstate.startswith(("08", "57P0", "25P03"))

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["DROP_LAST_LOCK_TIMEOUT_MS", "DROP_LOCK_TIMEOUT_MS", "migration_key", "retention_key"]
+__all__ = [
+    "DROP_LAST_LOCK_TIMEOUT_MS",
+    "DROP_LOCK_TIMEOUT_MS",
+    "claims_key",
+    "destruction_key",
+    "governance_key",
+    "leaf_key",
+    "migration_key",
+    "rebuild_key",
+    "scheduler_key",
+    "scrub_key",
+]
 
 # A drop waits this long for readers of the tenant's parent table before it steps back: while it waits,
 # every new reader of that tenant queues behind it.
@@ -22,9 +33,40 @@ def _key(purpose: str) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def retention_key(tenant_id: str) -> int:
-    """Held for the length of a tenant's retention, so that two runs do not do the same work twice."""
-    return _key(f"retention/{tenant_id}")
+def claims_key() -> int:
+    """Held for the moment of a claim: claims come one after the other."""
+    return _key("claims")
+
+
+def destruction_key(tenant_id: str) -> int:
+    """Held by a transaction that destroys something of a tenant, and by one that places a hold over it or
+    changes its policy."""
+    return _key(f"destruction/{tenant_id}")
+
+
+def governance_key() -> int:
+    """Held while an entry is added to the record of governance, which is numbered without gaps."""
+    return _key("governance")
+
+
+def leaf_key(name: str) -> int:
+    """Held by a transaction that makes a window's table."""
+    return _key(f"leaf/{name}")
+
+
+def scheduler_key() -> int:
+    """Held by the scheduler that leads, for as long as it does."""
+    return _key("scheduler")
+
+
+def rebuild_key() -> int:
+    """Held by whoever rebuilds the catalog from the archive targets."""
+    return _key("rebuild")
+
+
+def scrub_key(target: str) -> int:
+    """Held by whoever scrubs an archive target, so that two do not read everything twice."""
+    return _key(f"scrub/{target}")
 
 
 def migration_key() -> int:

@@ -14,10 +14,20 @@ import psycopg
 from psycopg import sql
 
 from eventstore.clock import from_us, parse_time_us, to_iso
+from eventstore.db.locks import leaf_key
 from eventstore.errors import CoverageError
 from eventstore.model.window import Window
 
-__all__ = ["SCHEMA", "Leaf", "create_leaf", "create_tenant_table", "leaf_name", "list_leaves"]
+__all__ = [
+    "SCHEMA",
+    "Leaf",
+    "create_leaf",
+    "create_tenant_table",
+    "drop_unused_leaves",
+    "leaf_name",
+    "list_leaves",
+    "prepare_leaf",
+]
 
 SCHEMA = "hot"
 
@@ -40,7 +50,7 @@ ALTER TABLE events ATTACH PARTITION {table} FOR VALUES IN ({tenant_id});
 )
 
 # The entity index keys a 64-bit hash instead of the text: 40 % smaller, and still in seq order.
-_LEAF = (
+_LEAF_TABLE = (
     """
 CREATE TABLE {table} (LIKE events);
 CREATE UNIQUE INDEX ON {table} (seq);
@@ -48,10 +58,10 @@ CREATE UNIQUE INDEX ON {table} (event_id);
 CREATE INDEX ON {table} (hashtextextended(entity_id, 0), seq);
 """
     + _REFUSE
-    + """
+)
+_ATTACH = """
 ALTER TABLE {parent} ATTACH PARTITION {table} FOR VALUES FROM ({window_from}) TO ({window_to});
 """
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +89,13 @@ def create_tenant_table(conn: psycopg.Connection[Any], tenant_no: int, tenant_id
 
 
 def create_leaf(conn: psycopg.Connection[Any], tenant_no: int, window: Window) -> str:
-    """Make a window's leaf, in the connection's transaction; returns its name."""
+    """Make a window's leaf, in the connection's transaction; returns its name. A table that was made ahead
+    (`prepare_leaf`) only has to be attached."""
     name = leaf_name(tenant_no, window)
+    _be_alone(conn, name)
+    made = "" if _exists(conn, name) else _LEAF_TABLE
     conn.execute(
-        sql.SQL(_LEAF).format(
+        sql.SQL(made + _ATTACH).format(
             table=sql.Identifier(SCHEMA, name),
             parent=_tenant_table(tenant_no),
             window_from=sql.Literal(to_iso(window.from_us)),
@@ -90,6 +103,58 @@ def create_leaf(conn: psycopg.Connection[Any], tenant_no: int, window: Window) -
         )
     )
     return name
+
+
+def prepare_leaf(conn: psycopg.Connection[Any], tenant_no: int, window: Window) -> bool:
+    """Make the table of a window that is still to come, in the connection's transaction. It is no partition
+    yet, so nobody sees it. False: it is there already."""
+    name = leaf_name(tenant_no, window)
+    _be_alone(conn, name)
+    if _exists(conn, name):
+        return False
+    conn.execute(sql.SQL(_LEAF_TABLE).format(table=sql.Identifier(SCHEMA, name)))
+    return True
+
+
+def drop_unused_leaves(conn: psycopg.Connection[Any], ended_before_us: int) -> list[str]:
+    """Drop tables that were made ahead for windows into which no event came (autocommit connection); returns
+    their names. They are no partitions, and empty: both is looked at under their locks.
+
+    Only those made for a window that began before `ended_before_us` are looked at.
+    """
+    stamp = f"{from_us(ended_before_us):%Y%m%dt%H%M%S}"
+    found = conn.execute(
+        "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s AND c.relkind = 'r' AND NOT c.relispartition"
+        " AND c.relname ~ '^events_[0-9]+_[0-9]{8}t[0-9]{6}$' AND right(c.relname, 15) < %s",
+        [SCHEMA, stamp],
+    ).fetchall()
+    dropped = []
+    for (name,) in found:
+        table = sql.Identifier(SCHEMA, name)
+        with conn.transaction():
+            conn.execute("SET LOCAL lock_timeout = '200ms'")
+            conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
+            row = conn.execute(
+                sql.SQL(
+                    "SELECT NOT c.relispartition AND NOT EXISTS (SELECT 1 FROM {table})"
+                    " FROM pg_class c WHERE c.oid = to_regclass({name})"
+                ).format(table=table, name=sql.Literal(f"{SCHEMA}.{name}"))
+            ).fetchone()
+            if row is not None and row[0]:
+                conn.execute(sql.SQL("DROP TABLE {}").format(table))
+                dropped.append(name)
+    return dropped
+
+
+def _be_alone(conn: psycopg.Connection[Any], name: str) -> None:
+    """Whoever makes a table ahead, and the first event of its window, may come at the same moment."""
+    conn.execute("SELECT pg_advisory_xact_lock(%s)", [leaf_key(name)])
+
+
+def _exists(conn: psycopg.Connection[Any], name: str) -> bool:
+    row = conn.execute("SELECT to_regclass(%s) IS NOT NULL", [f"{SCHEMA}.{name}"]).fetchone()
+    return row is not None and bool(row[0])
 
 
 _BOUNDS = re.compile(r"FOR VALUES FROM \('([^']+)'\) TO \('([^']+)'\)")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,23 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from alembic import command
 from eventstore.app import open_store
-from eventstore.catalog.tenants import create_tenant
 from eventstore.db.engine import Database
-from eventstore.db.migrate import check_schema, current_version, migrations_path, required_version, upgrade
+from eventstore.db.migrate import (
+    _config,
+    check_schema,
+    current_version,
+    migrations_path,
+    required_version,
+    upgrade,
+)
 from eventstore.db.tables import metadata
 from eventstore.errors import SchemaVersionError
+from eventstore.governance.policies import policy_of
+from eventstore.governance.tenants import create_tenant
 from eventstore.model.policy import DEFAULT_POLICY
+from eventstore.model.window import WindowUnit
 from eventstore.settings import Settings
 from tests.conftest import create_database
 
@@ -222,3 +233,47 @@ def test_a_wheel_brings_its_migrations(tmp_path: Path) -> None:
     assert Path(package).is_relative_to(tmp_path)
     assert Path(path) == tmp_path / "lib" / "eventstore" / "_alembic"
     assert versions == ours
+
+
+def test_what_was_there_before_tiers_is_carried_over(empty: Database) -> None:
+    """A database of revision 0001, with tenants, an archived window and a run, as it is after the next one."""
+    command.upgrade(_config(empty), "0001")
+    with empty.transaction() as conn:
+        for statement in (
+            "INSERT INTO tenants (tenant_id, window_unit, hot_for_us) VALUES ('a', 'day', 3600000000),"
+            " ('b', 'month', 7776000000000)",
+            "INSERT INTO heads VALUES ('a', 1, '\\x00', 5, 0)",
+            "INSERT INTO watermarks VALUES ('a', 1, '\\x00')",
+            "INSERT INTO windows VALUES ('a', '2024-01-01Z', '2024-01-02Z', 'dropped', 'l1', 1, 1, '', ''),"
+            " ('a', '2024-01-02Z', '2024-01-03Z', 'open', 'l2', 2, NULL, NULL, NULL)",
+            "INSERT INTO segments VALUES ('a', 1, 1, '2024-01-01Z', 0, 'k', '', '', now(), now(), 9, '', 1)",
+            "INSERT INTO runs (run_id, now_us, status) VALUES (gen_random_uuid(), 1, 'running')",
+            "INSERT INTO run_entries SELECT run_id, 7, now(), 'warning', 'a', NULL, '{}' FROM runs",
+        ):
+            conn.exec_driver_sql(statement)
+    upgrade(empty)
+    assert differences(empty) == []
+    with empty.transaction() as conn:
+        policies = {name: policy_of(conn, name, 0).policy for name in ("a", "b")}
+        windows = conn.exec_driver_sql("SELECT state, target FROM windows ORDER BY window_from").all()
+        segments = conn.exec_driver_sql("SELECT target, key FROM segments").all()
+        runs = conn.exec_driver_sql("SELECT status, kind, finished_at IS NOT NULL FROM runs").all()
+        recorded = conn.exec_driver_sql(
+            "SELECT entry_no, kind, tenant_id, mirrored FROM governance ORDER BY entry_no"
+        ).all()
+        made = conn.exec_driver_sql(
+            "INSERT INTO run_entries (run_id, kind, detail) SELECT run_id, 'warning', '{}' FROM runs"
+            " RETURNING entry_no"
+        ).scalar_one()
+    assert policies["a"] == replace(DEFAULT_POLICY, unit=WindowUnit.DAY, hot_for_us=3_600_000_000)
+    assert policies["b"] == DEFAULT_POLICY
+    assert windows == [("dropped", "archive"), ("open", None)]
+    assert segments == [("archive", "k")]
+    assert runs == [("interrupted", "retention", True)]
+    assert recorded == [
+        (1, "tenant_created", "a", False),
+        (2, "policy", "a", False),
+        (3, "tenant_created", "b", False),
+        (4, "policy", "b", False),
+    ]
+    assert made == 8
