@@ -1,20 +1,25 @@
 """Queries over segments, in DuckDB: one process-wide instance, a cursor a query.
 
 No row is taken from a segment whose bytes are not those that were verified: each segment's SHA-256 is
-compared with the catalog's before its first use, and again whenever its version in the target changes.
+compared with the catalog's before its first use, and again whenever its file has changed. A segment that is
+no local file is fetched into the cache for that; while it is right there, its target is not asked at all.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import BufferedIOBase
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from eventstore.archive.cache import SegmentCache
 from eventstore.archive.target import ArchiveTarget
+from eventstore.archive.targets import Targets
 from eventstore.archive.verify import digest_segment
 from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
 from eventstore.errors import ArchiveDamageError, BusyError, TargetUnavailableError
@@ -28,14 +33,19 @@ __all__ = ["ArchiveScan"]
 _MEMORY_LIMIT = "1GB"
 _KNOWN_MAX = 100_000
 
+# A segment, and where it lies as a local file; None: it is read from the cache.
+_Placed = tuple[Segment, str | None]
+
 
 class ArchiveScan:
-    """Reads events from segments of one target. Safe for use by many threads."""
+    """Reads events from segments in any of the targets. Safe for use by many threads."""
 
-    def __init__(self, target: ArchiveTarget) -> None:
-        self._target = target
+    def __init__(self, targets: Targets, cache: SegmentCache) -> None:
+        self._targets = targets
+        self._cache = cache
         self._duck: duckdb.DuckDBPyConnection | None = None  # None: nothing was asked yet
-        self._intact: dict[str, tuple[str, bytes]] = {}  # key → version and digest found right
+        # (target, key) → version and digest found right
+        self._intact: dict[tuple[str, str], tuple[str, bytes]] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -48,6 +58,10 @@ class ArchiveScan:
                 self._duck = _connect()
             return self._duck.cursor()
 
+    def at_hand(self, segment: Segment) -> bool:
+        """Whether a segment can be read without its target, from the cache."""
+        return self._cache.has(segment)
+
     def query(
         self, segments: Sequence[Segment], where: str, *, descending: bool, limit: int | None
     ) -> pa.Table:
@@ -55,58 +69,124 @@ class ArchiveScan:
 
         Raises:
             ArchiveDamageError: a segment is missing, or its bytes are not the cataloged ones.
-            TargetUnavailableError: the target did not answer.
-            BusyError: memory for queries is used up.
+            TargetUnavailableError: a target that is needed did not answer.
+            BusyError: memory or room for queries is used up.
+            SetupError: a segment lies in a target that the settings do not name.
         """
+        tables: list[pa.Table] = []
+        rows = 0
+        for portion in self._portions(self._place(segments), descending):
+            if limit is not None and rows >= limit:
+                break
+            left = "" if limit is None else f" LIMIT {int(limit) - rows}"
+            table = self._query(portion, f"{where} ORDER BY seq {'DESC' if descending else 'ASC'}{left}")
+            tables.append(table)
+            rows += table.num_rows
+        return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+
+    def _place(self, segments: Sequence[Segment]) -> list[_Placed]:
+        targets: dict[str, ArchiveTarget | None] = {}
+        placed: list[_Placed] = []
+        for segment in segments:
+            if self._cache.is_known(segment):
+                placed.append((segment, None))
+                continue
+            if segment.target not in targets:
+                try:
+                    targets[segment.target] = self._targets[segment.target]
+                except TargetUnavailableError:
+                    targets[segment.target] = None  # the cache may have it; if not, fetching it fails
+            target = targets[segment.target]
+            path = None if target is None else target.local_path(segment.key)
+            placed.append((segment, None if path is None else str(path)))
+        return placed
+
+    def _portions(self, placed: list[_Placed], descending: bool) -> Iterator[list[_Placed]]:
+        """In reading order, as much at once as fits into half of the cache: what a query reads is pinned,
+        and there may be others. Local files take no room there."""
+        if all(path is not None for _, path in placed):
+            yield placed
+            return
+        placed = sorted(placed, key=lambda p: p[0].range.first_seq, reverse=descending)
+        portion: list[_Placed] = []
+        size_bytes = 0
+        for segment, path in placed:
+            needed = segment.size_bytes if path is None else 0
+            if portion and size_bytes + needed > self._cache.size_bytes_max // 2:
+                yield portion
+                portion, size_bytes = [], 0
+            portion.append((segment, path))
+            size_bytes += needed
+        yield portion
+
+    def _query(self, placed: Sequence[_Placed], condition: str) -> pa.Table:
         import duckdb
 
-        self.ensure_intact(segments)
-        files = ", ".join(_quote(self._target.location(s.key)) for s in segments)
-        sql = (
-            f"SELECT {', '.join(EVENT_FIELDS)} FROM read_parquet([{files}], hive_partitioning = false)"
-            f" WHERE {where} ORDER BY seq {'DESC' if descending else 'ASC'}"
-        )
-        if limit is not None:
-            sql += f" LIMIT {int(limit)}"
-        try:
-            with self._cursor() as cursor:
-                table = cursor.sql(sql).to_arrow_table()
-        except duckdb.OutOfMemoryException as e:
-            raise BusyError("too many large reads at once", hint="try again, or ask for less") from e
-        except duckdb.IOException as e:
-            raise TargetUnavailableError(
-                f"cannot read from {self._target.describe()}: {e}", hint="try again in a moment"
-            ) from e
-        except duckdb.Error as e:
-            keys = ", ".join(s.key for s in segments[:3])
-            raise ArchiveDamageError(
-                f"cannot read {keys}{' …' if len(segments) > 3 else ''}: {e}",
-                key=segments[0].key,
-                hint="run eventstore verify, which names what is damaged",
-            ) from e
-        return _as_events(table)
+        # Between the look at the files and DuckDB's, one may vanish: evicted from the cache by another
+        # process, or moved to another target. The second look says which, or fetches it again.
+        for attempt in (1, 2):
+            with self._files(placed) as files:
+                sql = (
+                    f"SELECT {', '.join(EVENT_FIELDS)}"
+                    f" FROM read_parquet([{', '.join(map(_quote, files))}], hive_partitioning = false)"
+                    f" WHERE {condition}"
+                )
+                try:
+                    with self._cursor() as cursor:
+                        return _as_events(cursor.sql(sql).to_arrow_table())
+                except duckdb.OutOfMemoryException as e:
+                    raise BusyError("too many large reads at once", hint="try again, or ask for less") from e
+                except duckdb.IOException as e:
+                    if attempt == 2:
+                        raise TargetUnavailableError(
+                            f"cannot read segments: {e}", hint="try again in a moment"
+                        ) from e
+                except duckdb.Error as e:
+                    keys = ", ".join(s.key for s, _ in placed[:3])
+                    raise ArchiveDamageError(
+                        f"cannot read {keys}{' …' if len(placed) > 3 else ''}: {e}",
+                        key=placed[0][0].key,
+                        hint="run eventstore verify, which names what is damaged",
+                    ) from e
+        raise AssertionError("unreachable")
 
-    def ensure_intact(self, segments: Sequence[Segment]) -> None:
-        """Digest those segments whose present version has not been found right yet.
+    @contextmanager
+    def _files(self, placed: Sequence[_Placed]) -> Iterator[list[str]]:
+        """The paths of files with the cataloged bytes, in the order given."""
+        remote = [segment for segment, path in placed if path is None]
+        self._ensure_intact([segment for segment, path in placed if path is not None])
+        if not remote:
+            yield [path for _, path in placed if path is not None]
+            return
+        with self._cache.pinned(remote, self._open) as copies:
+            rest = iter(copies)
+            yield [next(rest) if path is None else path for _, path in placed]
+
+    def _open(self, segment: Segment) -> BufferedIOBase:
+        return self._targets[segment.target].open(segment.key)
+
+    def _ensure_intact(self, segments: Sequence[Segment]) -> None:
+        """Digest those local segments whose present version has not been found right yet.
 
         Raises:
             ArchiveDamageError: a segment is missing, or its bytes are not the cataloged ones.
         """
         unknown = []
         for segment in segments:
-            version = self._target.stat(segment.key).version
-            if self._intact.get(segment.key) != (version, segment.sha256):
+            version = self._targets[segment.target].stat(segment.key).version
+            if self._intact.get((segment.target, segment.key)) != (version, segment.sha256):
                 unknown.append((segment, version))
         if not unknown:
             return
         with ThreadPoolExecutor(os.cpu_count() or 1) as executor:
-            for (segment, version), digest in zip(
-                unknown, executor.map(lambda u: digest_segment(self._target, u[0]), unknown), strict=True
-            ):
+            digests = executor.map(
+                lambda found: digest_segment(self._targets[found[0].target], found[0]), unknown
+            )
+            for (segment, version), digest in zip(unknown, digests, strict=True):
                 with self._lock:
                     if len(self._intact) >= _KNOWN_MAX:
                         self._intact.clear()
-                    self._intact[segment.key] = (version, digest)
+                    self._intact[(segment.target, segment.key)] = (version, digest)
 
 
 def _connect() -> duckdb.DuckDBPyConnection:

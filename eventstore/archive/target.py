@@ -25,17 +25,25 @@ class ObjectInfo:
 
 
 class ArchiveTarget(Protocol):
-    """Keys are relative, '/'-separated, and made by `archive.layout` alone."""
+    """Keys are relative, '/'-separated, and made by `archive.layout` alone. Safe for many threads.
+
+    A target may have more: `pushback`, a count that only rises, of the answers that asked for less;
+    `on_retry(attempt, reason, backoff_s)`, an attribute that is called before each wait; `check_settings()`,
+    called once when it is opened; `close()`. Who uses them asks first whether they are there.
+    """
 
     def stage(self, key: str) -> Path:
         """A fresh local path at which to build the object for `put`. Staged files are never listed."""
         ...
 
-    def put(self, key: str, staged: Path) -> bool:
+    def put(self, key: str, staged: Path, *, retain_until_us: int | None = None) -> bool:
         """Store the staged file under the key, unless the key exists. The staged file is used up.
 
         When this returns True, the whole object is durable under the key: it survives a power cut, and
-        nobody ever sees a part of it. False: an object was there already, and is untouched.
+        nobody ever sees a part of it. False: there is an object already, which is untouched. It may be equal,
+        and even be from this very call, where an answer was lost on the way.
+        `retain_until_us` is the end of the tier: a target with object lock keeps the object from deletion
+        until then, others ignore it. None: nothing is locked.
 
         Raises:
             TargetUnavailableError: it could not be stored; whether the object exists is unknown.
@@ -61,15 +69,24 @@ class ArchiveTarget(Protocol):
         ...
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object whose key begins with the prefix, in the order of keys."""
+        """Every object whose key begins with the prefix, in the order of keys.
+
+        Raises:
+            TargetUnavailableError: the target did not answer; never an empty or a short list instead.
+        """
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object, durably; no error if there is none."""
+        """Remove an object, durably and in every version; no error if there is none.
+
+        Raises:
+            StateError: the target itself keeps it from deletion, until a time or until a hold is released.
+            TargetUnavailableError: the target did not answer; whether the object exists is unknown.
+        """
         ...
 
-    def location(self, key: str) -> str:
-        """A path or URL at which DuckDB can read the object."""
+    def local_path(self, key: str) -> Path | None:
+        """Where the object lies as a local file, if it exists. None: it has to be fetched."""
         ...
 
     def describe(self) -> str:

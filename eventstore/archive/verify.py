@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,11 +13,18 @@ from eventstore.archive.bloom import entity_filter
 from eventstore.archive.parquet import as_events, read_range
 from eventstore.archive.target import ArchiveTarget
 from eventstore.columns.canonical import int64_values
-from eventstore.errors import ArchiveDamageError
+from eventstore.errors import ArchiveConflictError, ArchiveDamageError
 from eventstore.model.bloom import BloomProbe
 from eventstore.model.segment import Segment, SegmentRange, VerifiedSegment
 
-__all__ = ["SegmentContent", "WrittenFile", "digest_segment", "read_segment", "verify_segment"]
+__all__ = [
+    "SegmentContent",
+    "WrittenFile",
+    "digest_segment",
+    "read_segment",
+    "verify_copy",
+    "verify_segment",
+]
 
 _HINT = "restore it from a backup; until then it cannot be read, and nothing is dropped on its strength"
 
@@ -97,6 +104,8 @@ def verify_segment(
     expected: SegmentRange,
     originals: Sequence[pa.Table],
     written: WrittenFile,
+    *,
+    target_name: str,
 ) -> VerifiedSegment:
     """Read a segment back from its target and compare it with the database's events, value by value.
 
@@ -134,8 +143,36 @@ def verify_segment(
             sha256=content.sha256,
             min_recorded_at_us=first,
             max_recorded_at_us=last,
+            target=target_name,
         ),
         bits,
+    )
+
+
+def verify_copy(
+    target: ArchiveTarget, segment: Segment, *, target_name: str, key: str, created: bool
+) -> VerifiedSegment:
+    """Read the copy of a segment back from another target, or from under another key: it must have the
+    very same bytes.
+
+    Raises:
+        ArchiveDamageError: it has not, and was written just now (`created`).
+        ArchiveConflictError: it has not, and was there before.
+        TargetUnavailableError: the target did not answer.
+    """
+    try:
+        content = read_segment(target, key, sha256=segment.sha256)
+    except ArchiveDamageError as e:
+        if created:
+            raise
+        raise ArchiveConflictError(
+            f"a different object lies under {key} in {target.describe()}: {e.message}",
+            hint="nothing was overwritten or removed; find out whose it is, and move it away",
+        ) from e
+    if content.range != segment.range:
+        raise _damage(key, f"it says of itself {content.range}, expected {segment.range}")
+    return VerifiedSegment(
+        replace(segment, target=target_name, key=key), entity_filter(content.file, content.data)
     )
 
 

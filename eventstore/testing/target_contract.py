@@ -18,6 +18,7 @@ from threading import Barrier
 import pytest
 
 from eventstore.archive.layout import segment_key, tenant_prefix
+from eventstore.archive.probe import prove_create_only
 from eventstore.archive.target import ArchiveTarget
 from eventstore.errors import ArchiveDamageError
 from eventstore.model.window import Window
@@ -187,6 +188,34 @@ class TargetContract:
 
     # --- the rest -------------------------------------------------------------------------------------
 
+    def test_it_proves_itself_and_leaves_nothing(self, target: ArchiveTarget) -> None:
+        for _ in range(2):
+            prove_create_only(target)
+        assert _keys(target.list()) == []
+
+    def test_a_time_to_retain_may_be_given_to_any_target(self, target: ArchiveTarget) -> None:
+        staged = target.stage(KEY)
+        staged.write_bytes(b"x")
+        # In the past: where objects are locked, this one can be removed at once.
+        assert target.put(KEY, staged, retain_until_us=1) is True
+        assert _read(target, KEY) == b"x"
+
+    def test_a_local_path_is_the_object_itself(self, target: ArchiveTarget) -> None:
+        _put(target, KEY, b"0123456789")
+        path = target.local_path(KEY)
+        assert path is None or path.read_bytes() == b"0123456789"
+
+    def test_readers_and_writers_may_be_many(self, target: ArchiveTarget) -> None:
+        keys = [_key("acme", part=part) for part in range(_WRITERS)]
+
+        def work(key: str) -> bytes:
+            _put(target, key, key.encode() * 100)
+            assert target.stat(key).size_bytes == len(key) * 100
+            return _read(target, key)
+
+        with ThreadPoolExecutor(_WRITERS) as executor:
+            assert list(executor.map(work, keys)) == [key.encode() * 100 for key in keys]
+        assert _keys(target.list()) == sorted(keys)
+
     def test_it_describes_itself(self, target: ArchiveTarget) -> None:
         assert target.describe()
-        assert target.location(KEY).endswith(KEY)

@@ -26,11 +26,13 @@ def test_urls() -> None:
     target = open_target("file:///a%20folder/b")
     assert isinstance(target, FileTarget)
     assert target.root == Path("/a folder/b")
-    assert target.location("k") == "/a folder/b/k"
+    assert target.local_path("k") == Path("/a folder/b/k")
     assert "/a folder/b" in target.describe()
 
 
-@pytest.mark.parametrize("url", ["file://host/a", "file:a/b", "/a/b", "nope://x", "", "s3x://bucket"])
+@pytest.mark.parametrize(
+    "url", ["file://host/a", "file:a/b", "file:///a?b=c", "/a/b", "nope://x", "", "s3x://bucket"]
+)
 def test_urls_of_no_target(url: str) -> None:
     with pytest.raises(SetupError) as caught:
         open_target(url)
