@@ -7,23 +7,21 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from eventstore.clock import to_us
-from eventstore.db.engine import Database
 from eventstore.db.partitions import create_tenant_table
 from eventstore.db.tables import heads, tenants, watermarks
 from eventstore.errors import TenantExistsError, TenantNotFoundError
 from eventstore.model.event import chain_start
-from eventstore.model.policy import Policy
-from eventstore.model.tenant import Tenant, check_tenant_id
+from eventstore.model.tenant import Tenant, TenantState, check_tenant_id
 from eventstore.model.window import WindowUnit
 
-__all__ = ["create_tenant", "get_tenant", "list_tenants"]
+__all__ = ["add_tenant", "get_tenant", "list_tenants", "set_unit"]
 
 # The tenant's clock before its first event: the earliest time that the store can hold.
 BEGINNING_US = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z
 
 
-def create_tenant(database: Database, tenant_id: str, policy: Policy) -> Tenant:
-    """Register a tenant, with an empty log and its own partitioned table, in one transaction.
+def add_tenant(conn: sa.Connection, tenant_id: str, unit: WindowUnit) -> Tenant:
+    """Register a tenant, with an empty log and its own partitioned table, in the connection's transaction.
 
     Raises:
         InputError: not a slug.
@@ -32,35 +30,38 @@ def create_tenant(database: Database, tenant_id: str, policy: Policy) -> Tenant:
     check_tenant_id(tenant_id)
     start = chain_start(tenant_id)
     try:
-        with database.transaction() as conn:
-            row = conn.execute(
-                sa.insert(tenants)
-                .values(tenant_id=tenant_id, window_unit=policy.unit.value, hot_for_us=policy.hot_for_us)
-                .returning(tenants.c.tenant_no, tenants.c.created_at)
-            ).one()
-            conn.execute(
-                sa.insert(heads).values(
-                    tenant_id=tenant_id,
-                    last_seq=0,
-                    last_hash=start,
-                    last_recorded_us=BEGINNING_US,
-                    id_lead_us=0,
-                )
-            )
-            conn.execute(
-                sa.insert(watermarks).values(tenant_id=tenant_id, archived_through=0, archived_hash=start)
-            )
-            driver = conn.connection.driver_connection
-            assert isinstance(driver, psycopg.Connection)
-            create_tenant_table(driver, row.tenant_no, tenant_id)
+        row = conn.execute(
+            sa.insert(tenants)
+            .values(tenant_id=tenant_id, window_unit=unit.value)
+            .returning(tenants.c.tenant_no, tenants.c.created_at)
+        ).one()
     except IntegrityError as e:
         raise TenantExistsError(f"tenant {tenant_id!r} exists already", hint="choose another name") from e
-    return Tenant(tenant_id, row.tenant_no, policy, to_us(row.created_at))
+    conn.execute(
+        sa.insert(heads).values(
+            tenant_id=tenant_id, last_seq=0, last_hash=start, last_recorded_us=BEGINNING_US, id_lead_us=0
+        )
+    )
+    conn.execute(sa.insert(watermarks).values(tenant_id=tenant_id, archived_through=0, archived_hash=start))
+    driver = conn.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    create_tenant_table(driver, row.tenant_no, tenant_id)
+    return Tenant(tenant_id, row.tenant_no, unit, to_us(row.created_at))
+
+
+def set_unit(conn: sa.Connection, tenant_id: str, unit: WindowUnit) -> None:
+    """Align the tenant's next windows to another unit; those that exist stay as they are."""
+    conn.execute(sa.update(tenants).where(tenants.c.tenant_id == tenant_id).values(window_unit=unit.value))
 
 
 def _tenant(row: sa.Row[tuple[object, ...]]) -> Tenant:
-    policy = Policy(WindowUnit(row.window_unit), row.hot_for_us)
-    return Tenant(row.tenant_id, row.tenant_no, policy, to_us(row.created_at))
+    return Tenant(
+        row.tenant_id,
+        row.tenant_no,
+        WindowUnit(row.window_unit),
+        to_us(row.created_at),
+        TenantState(row.state),
+    )
 
 
 def get_tenant(conn: sa.Connection, tenant_id: str) -> Tenant:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from eventstore.catalog.removals import RemovalReason, request_removal
 from eventstore.clock import from_us, to_us
 from eventstore.db.tables import segments, watermarks, windows
 from eventstore.errors import CoverageError
@@ -18,46 +19,62 @@ __all__ = [
     "check_cover",
     "cut_over",
     "entity_filters_bytes",
+    "expire_window",
+    "get_window",
     "list_entity_filters",
     "list_segments",
     "list_windows",
     "mark_dropped",
+    "move_segments",
+    "raise_catalog_version",
     "read_watermark",
+    "replace_segment",
+    "uncataloged",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Watermark:
-    """Readers take every seq ≤ `archived_through` from the archive; `archived_hash` is that event's."""
+    """Readers take every seq ≤ `archived_through` from the archive; `archived_hash` is that event's.
+    `catalog_version` rises whenever something that is already archived changes its place, or expires."""
 
     archived_through: int
     archived_hash: bytes
+    catalog_version: int
 
 
 def read_watermark(conn: sa.Connection, tenant_id: str, *, for_update: bool = False) -> Watermark:
     """The tenant's watermark as this statement's snapshot sees it."""
-    query = sa.select(watermarks.c.archived_through, watermarks.c.archived_hash).where(
-        watermarks.c.tenant_id == tenant_id
-    )
+    query = sa.select(watermarks).where(watermarks.c.tenant_id == tenant_id)
     row = conn.execute(query.with_for_update() if for_update else query).one()
-    return Watermark(row.archived_through, bytes(row.archived_hash))
+    return Watermark(row.archived_through, bytes(row.archived_hash), row.catalog_version)
 
 
 def list_windows(conn: sa.Connection, tenant_id: str) -> list[WindowRecord]:
     """A tenant's windows, oldest first."""
     query = sa.select(windows).where(windows.c.tenant_id == tenant_id).order_by(windows.c.window_from)
-    return [
-        WindowRecord(
-            Window(to_us(row.window_from), to_us(row.window_to)),
-            WindowState(row.state),
-            row.leaf,
-            row.first_seq,
-            row.last_seq,
-            row.hash_before,
-            row.hash_after,
-        )
-        for row in conn.execute(query)
-    ]
+    return [_record(row) for row in conn.execute(query)]
+
+
+def get_window(conn: sa.Connection, tenant_id: str, from_us_: int) -> WindowRecord | None:
+    """The window that begins at a time; None if there is none."""
+    row = conn.execute(
+        sa.select(windows).where(windows.c.tenant_id == tenant_id, windows.c.window_from == from_us(from_us_))
+    ).one_or_none()
+    return None if row is None else _record(row)
+
+
+def _record(row: sa.Row[tuple[object, ...]]) -> WindowRecord:
+    return WindowRecord(
+        Window(to_us(row.window_from), to_us(row.window_to)),
+        WindowState(row.state),
+        row.leaf,
+        row.first_seq,
+        row.last_seq,
+        row.hash_before,
+        row.hash_after,
+        row.target,
+    )
 
 
 def list_segments(
@@ -94,9 +111,16 @@ def list_segments(
             sha256=bytes(row.sha256),
             min_recorded_at_us=to_us(row.min_recorded_at),
             max_recorded_at_us=to_us(row.max_recorded_at),
+            target=row.target,
         )
         for row in conn.execute(query)
     ]
+
+
+def uncataloged(conn: sa.Connection, digests: Collection[bytes]) -> set[bytes]:
+    """Those of the SHA-256 that no segment has any more."""
+    known = sa.select(segments.c.sha256).where(segments.c.sha256.in_(digests))
+    return set(digests) - {bytes(found) for found in conn.execute(known).scalars()}
 
 
 def entity_filters_bytes(conn: sa.Connection, tenant_id: str) -> int:
@@ -118,11 +142,17 @@ def list_entity_filters(
     return {row.first_seq: bytes(row.entity_filter) for row in conn.execute(query)}
 
 
-def cut_over(conn: sa.Connection, record: WindowRecord, verified: Sequence[VerifiedSegment]) -> None:
+def cut_over(
+    conn: sa.Connection,
+    record: WindowRecord,
+    verified: Sequence[VerifiedSegment],
+    *,
+    profile: Mapping[str, object] | None = None,
+) -> None:
     """Make a sealed window archived, in the connection's transaction: segments, state and watermark.
 
     Before the commit readers take the window from Postgres, after it from the archive. Idempotent for
-    the same segments.
+    the same segments. `profile` is the shape of its events (None: not taken).
 
     Raises:
         CoverageError: the segments do not cover the window exactly, or the window does not follow the
@@ -150,7 +180,104 @@ def cut_over(conn: sa.Connection, record: WindowRecord, verified: Sequence[Verif
         .where(watermarks.c.tenant_id == tenant_id)
         .values(archived_through=record.last_seq, archived_hash=record.hash_after)
     )
-    _move(conn, tenant_id, record, WindowState.SEALED, WindowState.ARCHIVED, "archived_at")
+    _move(conn, tenant_id, record, WindowState.SEALED, WindowState.ARCHIVED, "archived_at", profile=profile)
+
+
+def move_segments(
+    conn: sa.Connection, record: WindowRecord, verified: Sequence[VerifiedSegment], target: str
+) -> None:
+    """Make the copies of a window's segments in another target the ones that count, in the connection's
+    transaction; the former ones are to be removed. Idempotent.
+
+    Raises:
+        CoverageError: the copies are not those of the window's segments.
+    """
+    assert record.last_seq is not None
+    found = [v.segment for v in verified]
+    check_cover(record, found)
+    tenant_id = found[0].range.tenant_id
+    read_watermark(conn, tenant_id, for_update=True)  # two changes of one catalog come one after the other
+    former = list_segments(conn, tenant_id, seq_from=record.first_seq, seq_to=record.last_seq)
+    if [(s.target, s.key) for s in former] == [(s.target, s.key) for s in found]:
+        return
+    if [(s.range, s.sha256) for s in former] != [(s.range, s.sha256) for s in found]:
+        raise CoverageError(
+            f"the copies in {target!r} are not those of the segments of window {record.window}",
+            hint="run eventstore archive scrub",
+        )
+    # A part that lies there already, as a repair may leave it, is its own copy.
+    request_removal(
+        conn, tenant_id, record.first_seq, record.last_seq, RemovalReason.MOVED, but_not_in=target
+    )
+    for segment in found:
+        conn.execute(
+            sa.update(segments)
+            .where(segments.c.tenant_id == tenant_id, segments.c.first_seq == segment.range.first_seq)
+            .values(target=segment.target, key=segment.key, scrubbed_at=sa.func.now())
+        )
+    conn.execute(
+        sa.update(windows)
+        .where(windows.c.tenant_id == tenant_id, windows.c.window_from == from_us(record.window.from_us))
+        .values(target=target)
+    )
+    raise_catalog_version(conn, tenant_id)
+
+
+def replace_segment(conn: sa.Connection, damaged: Segment, verified: VerifiedSegment) -> None:
+    """Make a good copy of a segment the one that counts, in the connection's transaction (a repair).
+
+    Raises:
+        CoverageError: the catalog does not name the damaged one any more, or the copy is of another segment.
+    """
+    good, r = verified.segment, damaged.range
+    read_watermark(conn, r.tenant_id, for_update=True)
+    if good.range != r or good.sha256 != damaged.sha256:
+        raise CoverageError(f"{good.key} is no copy of {damaged.key}", hint="nothing was changed")
+    moved = conn.execute(
+        sa.update(segments)
+        .where(
+            segments.c.tenant_id == r.tenant_id,
+            segments.c.first_seq == r.first_seq,
+            segments.c.target == damaged.target,
+            segments.c.key == damaged.key,
+        )
+        .values(target=good.target, key=good.key, scrubbed_at=sa.func.now())
+    )
+    if moved.rowcount != 1:
+        raise CoverageError(
+            f"the catalog does not name {damaged.key} any more", hint="it was moved meanwhile; scrub again"
+        )
+    raise_catalog_version(conn, r.tenant_id)
+
+
+def expire_window(conn: sa.Connection, tenant_id: str, record: WindowRecord) -> None:
+    """Take a window out of the log, in the connection's transaction: its segments are to be removed. Its
+    certificate must be stored in the same transaction.
+
+    Raises:
+        CoverageError: it is not (or no longer) archived and dropped.
+    """
+    assert record.last_seq is not None
+    read_watermark(conn, tenant_id, for_update=True)
+    _move(conn, tenant_id, record, WindowState.DROPPED, WindowState.EXPIRED, "expired_at", profile=None)
+    request_removal(conn, tenant_id, record.first_seq, record.last_seq, RemovalReason.EXPIRED)
+    conn.execute(
+        sa.delete(segments).where(
+            segments.c.tenant_id == tenant_id,
+            segments.c.first_seq >= record.first_seq,
+            segments.c.last_seq <= record.last_seq,
+        )
+    )
+    raise_catalog_version(conn, tenant_id)
+
+
+def raise_catalog_version(conn: sa.Connection, tenant_id: str) -> None:
+    """Tell readers that the list of segments they keep is out of date."""
+    conn.execute(
+        sa.update(watermarks)
+        .where(watermarks.c.tenant_id == tenant_id)
+        .values(catalog_version=watermarks.c.catalog_version + 1)
+    )
 
 
 def mark_dropped(conn: sa.Connection, tenant_id: str, record: WindowRecord) -> None:
@@ -185,6 +312,7 @@ def _move(
     old: WindowState,
     new: WindowState,
     stamp: str,
+    **more: object,
 ) -> None:
     moved = conn.execute(
         sa.update(windows)
@@ -193,7 +321,7 @@ def _move(
             windows.c.window_from == from_us(record.window.from_us),
             windows.c.state == old.value,
         )
-        .values({"state": new.value, stamp: sa.func.now()})
+        .values({"state": new.value, stamp: sa.func.now(), **more})
     )
     if moved.rowcount != 1:
         raise CoverageError(
@@ -210,6 +338,7 @@ def _segment_row(verified: VerifiedSegment) -> dict[str, object]:
         "last_seq": r.last_seq,
         "window_from": from_us(r.window.from_us),
         "part": r.part,
+        "target": segment.target,
         "key": segment.key,
         "hash_before": r.hash_before,
         "hash_after": r.hash_after,

@@ -8,7 +8,7 @@ import psycopg
 import sqlalchemy as sa
 
 from eventstore.catalog.windows import check_cover, list_segments, mark_dropped, read_watermark
-from eventstore.db.engine import Database
+from eventstore.db.engine import Database, Guard
 from eventstore.db.locks import DROP_LOCK_TIMEOUT_MS
 from eventstore.db.partitions import SCHEMA
 from eventstore.errors import BusyError, CoverageError
@@ -26,6 +26,7 @@ def drop_window(
     verified: Sequence[VerifiedSegment],
     *,
     lock_timeout_ms: int = DROP_LOCK_TIMEOUT_MS,
+    guard: Guard | None = None,
 ) -> None:
     """Drop an archived window's partition and record it, in one transaction.
 
@@ -44,6 +45,8 @@ def drop_window(
     try:
         with database.transaction() as conn:
             conn.exec_driver_sql(f"SET LOCAL lock_timeout = {lock_timeout_ms}")
+            if guard is not None:
+                guard(conn)
             if read_watermark(conn, tenant.tenant_id).archived_through < record.last_seq:
                 raise CoverageError(
                     f"window {record.window} is not archived yet", hint="its cutover must commit first"

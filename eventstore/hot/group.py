@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -30,11 +31,20 @@ class _Appends(Protocol):
 class GroupCommitter:
     """Queues requests per tenant and hands them to `appender` in groups, in the order they came.
 
-    `queue_bytes_max` bounds what waits in memory, by the requests' own `size_bytes`.
+    `queue_bytes_max` bounds what waits in memory, by the requests' own `size_bytes`. `on_commit` is told how
+    many seconds each group took.
     """
 
-    def __init__(self, appender: _Appends, *, workers: int = 4, queue_bytes_max: int = 256 * 2**20) -> None:
+    def __init__(
+        self,
+        appender: _Appends,
+        *,
+        workers: int = 4,
+        queue_bytes_max: int = 256 * 2**20,
+        on_commit: Callable[[float], None] | None = None,
+    ) -> None:
         self._appender = appender
+        self._on_commit = on_commit
         self._queue_bytes_max = queue_bytes_max
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[tuple[AppendRequest, Future[AppendResult]]]] = {}
@@ -116,10 +126,13 @@ class GroupCommitter:
         return group
 
     def _commit(self, tenant_id: str, group: list[tuple[AppendRequest, Future[AppendResult]]]) -> None:
+        started = time.monotonic()
         settle(
             lambda: self._appender.append(tenant_id, [request for request, _ in group]),
             [future for _, future in group],
         )
+        if self._on_commit is not None:
+            self._on_commit(time.monotonic() - started)
 
 
 def settle(work: Callable[[], list[Outcome]], futures: list[Future[AppendResult]]) -> None:

@@ -18,7 +18,7 @@ from psycopg import sql
 from eventstore.clock import from_us, to_iso, to_us
 from eventstore.columns.canonical import fixed_bytes
 from eventstore.db.partitions import SCHEMA, create_leaf
-from eventstore.errors import BusyError, CoverageError, InputError, TenantNotFoundError
+from eventstore.errors import BusyError, CoverageError, InputError, TenantClosedError, TenantNotFoundError
 from eventstore.hot.batch import stamp
 from eventstore.hot.copy_frame import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, copy_rows
 from eventstore.hot.few import insert_statement, stamp_few
@@ -39,7 +39,7 @@ LeafCache = dict[str, tuple[Window, str]]
 _LOCK = """
 BEGIN;
 SELECT t.tenant_no, t.window_unit, h.last_seq, h.last_hash, h.last_recorded_us, h.id_lead_us,
-       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, h.closed
   FROM heads h JOIN tenants t USING (tenant_id)
  WHERE h.tenant_id = '{tenant_id}'
    FOR UPDATE OF h
@@ -195,6 +195,7 @@ def log_transaction(
 
     Raises:
         TenantNotFoundError: it is not registered.
+        TenantClosedError: it was offboarded.
     """
     check_tenant_id(tenant_id)
     try:
@@ -203,6 +204,11 @@ def log_transaction(
         row = cursor.fetchone()
         if row is None:
             raise TenantNotFoundError(tenant_id)
+        if row[7]:
+            raise TenantClosedError(
+                f"the log of {tenant_id!r} is closed",
+                hint="the tenant was offboarded; it takes no more events",
+            )
         head = Head(row[2], bytes(row[3]), row[4], row[5])
         log = LogTransaction(conn, tenant_id, row[0], WindowUnit(row[1]), head, row[6], leaves)
         yield log

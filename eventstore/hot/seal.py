@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from eventstore.clock import from_us
-from eventstore.db.engine import Database
+from eventstore.db.engine import Database, Guard
 from eventstore.db.partitions import SCHEMA
 from eventstore.db.tables import heads, windows
 from eventstore.errors import CoverageError
@@ -16,8 +16,11 @@ from eventstore.model.window import WindowRecord, WindowState
 __all__ = ["seal_window"]
 
 
-def seal_window(database: Database, tenant: Tenant, record: WindowRecord) -> WindowRecord:
+def seal_window(
+    database: Database, tenant: Tenant, record: WindowRecord, *, target: str, guard: Guard | None = None
+) -> WindowRecord:
     """Freeze an open window, in one transaction under the head's lock; a sealed one is returned as it is.
+    The target in which it is to be archived is frozen with it: a retry writes to the same one.
 
     The tenant's clock is moved past the window's end first, so that no writer, however wrong its own
     clock, can record an event in it. What is then in the window is its seq range for ever.
@@ -28,6 +31,8 @@ def seal_window(database: Database, tenant: Tenant, record: WindowRecord) -> Win
     if record.state is not WindowState.OPEN:
         return record
     with database.transaction() as conn:
+        if guard is not None:
+            guard(conn)
         head = conn.execute(
             sa.select(heads).where(heads.c.tenant_id == tenant.tenant_id).with_for_update()
         ).one()
@@ -57,6 +62,7 @@ def seal_window(database: Database, tenant: Tenant, record: WindowRecord) -> Win
             last_seq,
             hash_before,
             hash_after,
+            target,
         )
         moved = conn.execute(
             sa.update(windows)
@@ -70,6 +76,7 @@ def seal_window(database: Database, tenant: Tenant, record: WindowRecord) -> Win
                 last_seq=last_seq,
                 hash_before=hash_before,
                 hash_after=hash_after,
+                target=target,
                 sealed_at=sa.func.now(),
             )
         )
