@@ -20,8 +20,8 @@ from eventstore.errors import ArchiveDamageError, SetupError
 __all__ = ["bind_archive"]
 
 
-def bind_archive(database: Database, target: ArchiveTarget) -> None:
-    """Check that the target is this database's archive; a new archive is marked as such.
+def bind_archive(database: Database, name: str, target: ArchiveTarget) -> None:
+    """Check that the target of that name is this database's archive; a new archive is marked as such.
 
     Raises:
         SetupError: it is another database's archive, or not the one that holds this database's windows.
@@ -29,12 +29,12 @@ def bind_archive(database: Database, target: ArchiveTarget) -> None:
     """
     with database.transaction() as conn:
         store_id = str(conn.execute(sa.select(deployment.c.store_id)).scalar_one())
-        in_use = conn.execute(sa.select(sa.exists().select_from(segments))).scalar_one()
+        in_use = conn.execute(sa.select(sa.exists().where(segments.c.target == name))).scalar_one()
     marked = _read_marker(target)
     if marked is None and in_use:
         raise SetupError(
-            f"{target.describe()} is not the archive that holds this database's windows",
-            hint="set EVENTSTORE_ARCHIVE_URL (or EVENTSTORE_HOME) to where they were archived",
+            f"{target.describe()} is not the target {name!r} that holds this database's windows",
+            hint="set EVENTSTORE_ARCHIVE_URL or EVENTSTORE_TARGETS to where they were archived",
         )
     if marked is None:
         staged = target.stage(MARKER_KEY)
@@ -44,7 +44,7 @@ def bind_archive(database: Database, target: ArchiveTarget) -> None:
     if marked != store_id:
         raise SetupError(
             f"{target.describe()} is the archive of another database (store {marked}, not {store_id})",
-            hint="give each database an archive of its own: set EVENTSTORE_ARCHIVE_URL",
+            hint="give each database an archive of its own: set EVENTSTORE_ARCHIVE_URL or EVENTSTORE_TARGETS",
         )
 
 

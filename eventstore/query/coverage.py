@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from eventstore.clock import to_iso
@@ -12,8 +13,9 @@ __all__ = ["Coverage", "Unreadable"]
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A segment that should have been read and could not be."""
+    """A segment that should have been read and could not be: it is damaged, or its target is away."""
 
+    target: str
     key: str
     first_seq: int
     last_seq: int
@@ -27,19 +29,28 @@ class Coverage:
     """The seq ranges that were looked at, per tier, and what could not be.
 
     A range was looked at for the conditions asked: archive segments whose statistics exclude them count.
+    `expired` has the ranges of which there is nothing left to look at, each with the number of the
+    certificate under which it was destroyed; they are in no tier's list.
     """
 
     hot: list[tuple[int, int]] = field(default_factory=list)
     archive: list[tuple[int, int]] = field(default_factory=list)
+    expired: list[tuple[int, int, int]] = field(default_factory=list)
     windows: set[tuple[int, int]] = field(default_factory=set)
     unreadable: list[Unreadable] = field(default_factory=list)
 
     def add_hot(self, first_seq: int, last_seq: int) -> None:
         _extend(self.hot, first_seq, last_seq)
 
-    def add_archive(self, first_seq: int, last_seq: int, segments: list[Segment]) -> None:
+    def add_archive(self, first_seq: int, last_seq: int) -> None:
         _extend(self.archive, first_seq, last_seq)
+
+    def add_windows(self, segments: Iterable[Segment]) -> None:
         self.windows.update((s.range.window.from_us, s.range.window.to_us) for s in segments)
+
+    def add_expired(self, first_seq: int, last_seq: int, certificate_no: int) -> None:
+        if (first_seq, last_seq, certificate_no) not in self.expired:
+            self.expired.append((first_seq, last_seq, certificate_no))
 
     def as_json(self) -> dict[str, object]:
         """The coverage as every face shows it."""
@@ -49,8 +60,13 @@ class Coverage:
             "archive_windows": len(self.windows),
             "archive_from": to_iso(min(self.windows)[0]) if self.windows else None,
             "archive_to": to_iso(max(self.windows)[1]) if self.windows else None,
+            "expired": [
+                {"first_seq": a, "last_seq": b, "certificate": number}
+                for a, b, number in sorted(self.expired)
+            ],
             "unreadable": [
                 {
+                    "target": u.target,
                     "key": u.key,
                     "first_seq": u.first_seq,
                     "last_seq": u.last_seq,

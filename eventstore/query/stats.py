@@ -12,6 +12,7 @@ from eventstore.db.partitions import SCHEMA
 from eventstore.db.tables import heads, segments, watermarks, windows
 from eventstore.model.tenant import Tenant
 from eventstore.model.window import WindowState
+from eventstore.query.tiers import list_expired
 
 __all__ = ["LogStats", "TierStats", "log_stats"]
 
@@ -26,8 +27,11 @@ class TierStats:
 
 @dataclass(frozen=True, slots=True)
 class LogStats:
-    """One tenant's log. `windows` counts them by state.
+    """One tenant's log. `windows` counts them by state, `targets` has the archive's events and bytes by
+    target.
 
+    `archive.events` is what has to be there: all that was archived, less `expired_events`, which certificates
+    stand for. `targets` adds up what the catalog's segments say.
     `clock_us` is the tenant's clock: no later event is recorded before it. None: the log is empty.
     """
 
@@ -35,6 +39,8 @@ class LogStats:
     hot: TierStats
     archive: TierStats
     segments: int
+    targets: dict[str, TierStats]
+    expired_events: int
     windows: dict[WindowState, int]
     last_seq: int
     last_hash: bytes
@@ -60,24 +66,37 @@ def log_stats(database: Database, tenant_id: str) -> LogStats:
             .group_by(windows.c.state)
         ).all()
         archive = conn.execute(
-            sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(segments.c.size_bytes), 0)).where(
-                segments.c.tenant_id == tenant_id
+            sa.select(
+                segments.c.target,
+                sa.func.count(),
+                sa.func.sum(segments.c.last_seq - segments.c.first_seq + 1),
+                sa.func.sum(segments.c.size_bytes),
             )
-        ).one()
+            .where(segments.c.tenant_id == tenant_id)
+            .group_by(segments.c.target)
+            .order_by(segments.c.target)
+        ).all()
+        expired = list_expired(conn, tenant_id)
         # to_regclass: a leaf that is dropped meanwhile counts nothing.
         hot_bytes = conn.execute(
             sa.text(
                 "SELECT coalesce(sum(pg_total_relation_size(to_regclass(:schema || '.' || leaf))), 0)::bigint"
-                " FROM windows WHERE tenant_id = :tenant_id AND state <> 'dropped'"
+                " FROM windows WHERE tenant_id = :tenant_id AND state NOT IN ('dropped', 'expired')"
             ),
             {"schema": SCHEMA, "tenant_id": tenant_id},
         ).scalar_one()
     counts = {WindowState(state): count for state, count in states}
+    targets = {name: TierStats(int(events), int(size_bytes)) for name, _, events, size_bytes in archive}
+    expired_events = sum(one.last_seq - one.first_seq + 1 for one in expired)
     return LogStats(
         tenant=tenant,
         hot=TierStats(head.last_seq - head.archived_through, hot_bytes),
-        archive=TierStats(head.archived_through, int(archive[1])),
-        segments=archive[0],
+        archive=TierStats(
+            head.archived_through - expired_events, sum(target.size_bytes for target in targets.values())
+        ),
+        segments=sum(count for _, count, _, _ in archive),
+        targets=targets,
+        expired_events=expired_events,
         windows={state: counts.get(state, 0) for state in WindowState},
         last_seq=head.last_seq,
         last_hash=bytes(head.last_hash),

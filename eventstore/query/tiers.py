@@ -5,27 +5,36 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
+import sqlalchemy as sa
 from psycopg import sql
 
 from eventstore.archive.scan import ArchiveScan
-from eventstore.catalog.windows import entity_filters_bytes, list_entity_filters, list_segments
+from eventstore.catalog.windows import (
+    entity_filters_bytes,
+    list_entity_filters,
+    list_segments,
+    read_watermark,
+)
+from eventstore.clock import to_us
 from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.db.engine import Database
+from eventstore.db.tables import certificates
 from eventstore.errors import TenantNotFoundError
 from eventstore.hot.read import EVENT_COLUMNS_SQL, to_events
 from eventstore.model.bloom import BloomProbe
+from eventstore.model.certificate import CertificateKind
 from eventstore.model.query import EventFilter
 from eventstore.model.segment import Segment
 from eventstore.model.tenant import check_tenant_id
 from eventstore.query.conditions import DuckDialect, PostgresDialect, conditions
 
-__all__ = ["LogState", "Tiers"]
+__all__ = ["ArchivePart", "ExpiredRange", "LogState", "Tiers", "list_expired", "span"]
 
-_CACHED_SEGMENTS_MAX = 200_000
+_CACHED_PARTS_MAX = 200_000
 # Of one tenant, and of all of them together.
 _FILTER_BYTES_MAX = 64 * 2**20
 _CACHED_FILTER_BYTES_MAX = 256 * 2**20
@@ -35,22 +44,93 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Known(Generic[T]):
-    """Something listed from the catalog, up to a watermark; `size` is what it counts for in its cache."""
+    """Something listed from the catalog, up to a watermark, as it was in a version of the catalog; `size` is
+    what it counts for in its cache."""
 
     through: int
     value: T
     size: int = 0
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """A tenant's log as one snapshot sees it: seq 1 to `archived_through` are in the archive, what
-    follows up to `last_seq` is hot."""
+    """A tenant's log as one snapshot sees it: seq 1 to `archived_through` are in the archive (or have expired
+    there), what follows up to `last_seq` is hot. `catalog_version` rises when something that is archived
+    comes to lie elsewhere, or expires."""
 
     archived_through: int
     last_seq: int
     last_hash: bytes
     id_lead_us: int
+    catalog_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiredRange:
+    """A range of the archived log (both ends inclusive) that was destroyed; a certificate stands for it.
+
+    The chain comes to it with `hash_before` and goes on from `hash_after`. `window_from_us` is the beginning
+    of its window; None: it was destroyed with the whole log, when the tenant was offboarded.
+    """
+
+    first_seq: int
+    last_seq: int
+    certificate_no: int
+    hash_before: bytes
+    hash_after: bytes
+    window_from_us: int | None
+
+
+ArchivePart = Segment | ExpiredRange
+
+
+def span(part: ArchivePart) -> tuple[int, int]:
+    """The first and the last seq of a part of the archive."""
+    found = part.range if isinstance(part, Segment) else part
+    return found.first_seq, found.last_seq
+
+
+def list_expired(conn: sa.Connection, tenant_id: str) -> list[ExpiredRange]:
+    """What of a log was destroyed, in seq order, no seq twice. What had expired before an offboarding stays
+    under its own certificate."""
+    c = certificates.c
+    rows = conn.execute(
+        sa.select(c.kind, c.first_seq, c.last_seq, c.number, c.hash_before, c.hash_after, c.window_from)
+        .where(c.tenant_id == tenant_id)
+        .order_by(c.first_seq, c.number)
+    )
+    expired: list[ExpiredRange] = []
+    whole: ExpiredRange | None = None
+    for kind, first, last, number, before, after, window_from in rows:
+        window_from_us = None if window_from is None else to_us(window_from)
+        found = ExpiredRange(first, last, number, bytes(before), bytes(after), window_from_us)
+        if kind == CertificateKind.OFFBOARDED:
+            whole = found
+        else:
+            expired.append(found)
+    return expired if whole is None else _fill(expired, whole)
+
+
+def _fill(expired: Sequence[ExpiredRange], whole: ExpiredRange) -> list[ExpiredRange]:
+    """The expired ranges, and between them what was left when the whole log was destroyed."""
+    parts: list[ExpiredRange] = []
+    at, last_hash = whole.first_seq, whole.hash_before
+    for one in expired:
+        if one.first_seq > at:
+            rest = replace(
+                whole,
+                first_seq=at,
+                last_seq=one.first_seq - 1,
+                hash_before=last_hash,
+                hash_after=one.hash_before,
+            )
+            parts.append(rest)
+        parts.append(one)
+        at, last_hash = one.last_seq + 1, one.hash_after
+    if at <= whole.last_seq:
+        parts.append(replace(whole, first_seq=at, hash_before=last_hash))
+    return parts
 
 
 class Tiers:
@@ -60,8 +140,9 @@ class Tiers:
         self._database = database
         self._scan = scan
         self._lock = threading.Lock()
-        # Segments never change, and a log's archive only grows: what was listed up to a watermark stays so.
-        self._segments: OrderedDict[str, _Known[tuple[Segment, ...]]] = OrderedDict()
+        # As long as the catalog's version stays, the archive only grows: what was listed up to a watermark
+        # stays so. And the filter of a segment never changes, wherever its bytes come to lie.
+        self._parts: OrderedDict[str, _Known[tuple[ArchivePart, ...]]] = OrderedDict()
         self._filters: OrderedDict[str, _Known[dict[int, bytes]]] = OrderedDict()
 
     def state(self, tenant_id: str) -> LogState:
@@ -73,8 +154,8 @@ class Tiers:
         check_tenant_id(tenant_id)
         with self._database.connection() as conn:
             row = conn.execute(
-                "SELECT w.archived_through, h.last_seq, h.last_hash, h.id_lead_us FROM heads h"
-                " JOIN watermarks w USING (tenant_id) WHERE h.tenant_id = %s",
+                "SELECT w.archived_through, h.last_seq, h.last_hash, h.id_lead_us, w.catalog_version"
+                " FROM heads h JOIN watermarks w USING (tenant_id) WHERE h.tenant_id = %s",
                 [tenant_id],
             ).fetchone()
         if row is None:
@@ -126,18 +207,53 @@ class Tiers:
         where = conditions(wanted, DuckDialect(), seq_from=seq_from, seq_to=seq_to)
         return self._scan.query(segments, where, descending=descending, limit=limit)
 
-    def segments(self, tenant_id: str, archived_through: int) -> Sequence[Segment]:
-        """All segments up to a watermark, in seq order."""
+    def at_hand(self, segment: Segment) -> bool:
+        """Whether a segment can be read without asking its target."""
+        return self._scan.at_hand(segment)
+
+    def archive(self, tenant_id: str, state: LogState) -> Sequence[ArchivePart]:
+        """What the archive holds up to the state's watermark: segments and expired ranges, in seq order.
+
+        It may be of a later version of the catalog than the state: newer, and as right.
+        """
         with self._lock:
-            known = self._segments.get(tenant_id, _Known(0, ()))
-        if known.through < archived_through:
-            with self._database.transaction() as conn:
-                new = list_segments(conn, tenant_id, seq_from=known.through + 1, seq_to=archived_through)
-            known = _Known(archived_through, (*known.value, *new), known.size + len(new))
-            self._remember(self._segments, tenant_id, known, _CACHED_SEGMENTS_MAX)
-        if known.through > archived_through:
-            return [s for s in known.value if s.range.last_seq <= archived_through]
+            known = self._parts.get(tenant_id)
+        if known is None or known.version != state.catalog_version or known.through < state.archived_through:
+            known = self._list_parts(tenant_id, known)
+        if known.through > state.archived_through:
+            return [part for part in known.value if span(part)[1] <= state.archived_through]
         return known.value
+
+    def _list_parts(
+        self, tenant_id: str, known: _Known[tuple[ArchivePart, ...]] | None
+    ) -> _Known[tuple[ArchivePart, ...]]:
+        """List the catalog: all of it, or, if its version is still the known one, what has come since."""
+        with self._database.transaction() as conn:
+            # One snapshot for the version and the lists: a list of another version would stay in use.
+            conn.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            mark = read_watermark(conn, tenant_id)
+            if known is None or known.version != mark.catalog_version:
+                known = _Known(0, (), version=mark.catalog_version)
+            new: list[ArchivePart] = list(
+                list_segments(conn, tenant_id, seq_from=known.through + 1, seq_to=mark.archived_through)
+            )
+            if known.through == 0:
+                new += list_expired(conn, tenant_id)
+        anew = known.through == 0
+        parts = (*known.value, *(sorted(new, key=span) if anew else new))
+        known = _Known(mark.archived_through, parts, len(parts), mark.catalog_version)
+        self._remember(self._parts, tenant_id, known, _CACHED_PARTS_MAX)
+        if anew:
+            self._forget_filters(tenant_id, {span(part)[0] for part in parts if isinstance(part, Segment)})
+        return known
+
+    def _forget_filters(self, tenant_id: str, present: set[int]) -> None:
+        """Keep the filters of segments that are still there (by their first seqs)."""
+        with self._lock:
+            known = self._filters.get(tenant_id)
+            if known is not None and not known.value.keys() <= present:
+                kept = {first_seq: bits for first_seq, bits in known.value.items() if first_seq in present}
+                self._filters[tenant_id] = _Known(known.through, kept, sum(map(len, kept.values())))
 
     def without_entity(self, tenant_id: str, archived_through: int, entity_id: str) -> set[int]:
         """The segments, by first seq, that certainly hold no event of an entity."""

@@ -13,9 +13,9 @@ import numpy as np
 import psycopg
 
 from eventstore.app import Store
-from eventstore.catalog.tenants import create_tenant
 from eventstore.clock import US_PER_S, parse_time_us
 from eventstore.errors import EventNotFoundError
+from eventstore.governance.tenants import create_tenant
 from eventstore.hot.batch import pending_batch
 from eventstore.hot.log import log_transaction
 from eventstore.model.event import NewEvent
@@ -61,7 +61,7 @@ class Moving:
             log.write(pending_batch([event(n) for n in range(1, EVENTS + 1)]), times)
         plan = store.compactor.plan(self.tenant, BASE_US + HOUR_US)
         assert [w.event_count for w in plan.due] == [WINDOW_EVENTS]
-        self.record = seal_window(store.database, self.tenant, plan.due[0].record)
+        self.record = seal_window(store.database, self.tenant, plan.due[0].record, target="archive")
         self.verified = archive_window(
             store.database, store.target, self.tenant, self.record, on_file=lambda _: None
         )

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eventstore.app import Store
+from eventstore.archive.cache import SegmentCache
 from eventstore.archive.scan import ArchiveScan
 from eventstore.clock import FixedClock
 from eventstore.columns.schema import EVENT_FIELDS
@@ -19,6 +20,7 @@ from eventstore.model.query import EventFilter, Order
 from eventstore.model.run import RunStatus
 from eventstore.query.reader import LogReader
 from eventstore.query.tiers import Tiers
+from eventstore.archive.targets import Targets
 from eventstore.retention.compactor import Compactor
 from tests.unit.helpers import (
     DAY_US,
@@ -63,12 +65,12 @@ def key_of(path: Path, archive_dir: Path) -> str:
 
 
 def verify(store: Store) -> VerifyReport:
-    return verify_log(store.tiers, store.target, "acme")
+    return verify_log(store.tiers, store.targets, "acme")
 
 
 def fresh_reader(store: Store) -> tuple[LogReader, ArchiveScan]:
     """A reader that has seen nothing yet, as a new process has."""
-    scan = ArchiveScan(store.target)
+    scan = ArchiveScan(store.targets, SegmentCache(store.settings.resolved_home / "cache", size_bytes_max=0))
     return LogReader(Tiers(store.database, scan)), scan
 
 
@@ -234,7 +236,7 @@ def test_a_segment_forged_with_its_catalog_row_is_seen_by_the_chain(
         [hashlib.sha256(data).digest(), len(data)],
     )
     _reader, scan = fresh_reader(archived)
-    report = verify_log(Tiers(archived.database, scan), archived.target, "acme")
+    report = verify_log(Tiers(archived.database, scan), archived.targets, "acme")
     scan.close()
     assert [(p.seq, p.key) for p in report.problems] == [(38, key_of(paths[1], archive_dir))]
     assert "altered" in report.problems[0].message
@@ -246,7 +248,7 @@ def test_a_filter_of_the_catalog_that_is_not_the_segments(
     """It would keep queries from opening a segment that holds what they look for."""
     execute(archived.database.url, "UPDATE segments SET entity_filter = %s WHERE first_seq = 31", [bytes(32)])
     _, scan = fresh_reader(archived)
-    report = verify_log(Tiers(archived.database, scan), archived.target, "acme")
+    report = verify_log(Tiers(archived.database, scan), archived.targets, "acme")
     scan.close()
     assert [(p.seq, p.key) for p in report.problems] == [(31, key_of(paths[1], archive_dir))]
 
@@ -254,7 +256,7 @@ def test_a_filter_of_the_catalog_that_is_not_the_segments(
 def test_a_segment_that_the_catalog_forgot(archived: Store, paths: list[Path]) -> None:
     execute(archived.database.url, "DELETE FROM segments WHERE first_seq = 31")
     reader, scan = fresh_reader(archived)
-    report = verify_log(Tiers(archived.database, scan), archived.target, "acme")
+    report = verify_log(Tiers(archived.database, scan), archived.targets, "acme")
     assert report.first_break == 31
     # Also where a condition leaves events out, so that their number says nothing.
     for wanted in (EventFilter(), EventFilter(entity_id="1"), EventFilter(actor="ann")):
@@ -307,7 +309,9 @@ def test_a_segment_damaged_between_write_and_verify_stops_the_window(hot: Store,
                 flip(path, found[n][1])
                 done.append(found[n][0])
 
-        compactor = Compactor(hot.database, FaultyTarget(hot.target, after_put=damage))
+        compactor = Compactor(
+            hot.database, Targets.single(FaultyTarget(hot.target, after_put=damage)), hot.key
+        )
         report = compactor.run(compactor.tenants(), FAR_US)
         if not done:
             break
@@ -336,7 +340,7 @@ def test_what_is_read_back_must_be_what_was_written(hot: Store, archive_dir: Pat
         if kind != "gone":
             path.write_bytes(data[: len(data) // 2] if kind == "truncated" else b"PAR1 nothing PAR1")
 
-    compactor = Compactor(hot.database, FaultyTarget(hot.target, after_put=damage))
+    compactor = Compactor(hot.database, Targets.single(FaultyTarget(hot.target, after_put=damage)), hot.key)
     report = compactor.run(compactor.tenants(), FAR_US)
     assert report.status is RunStatus.FAILED
     assert execute(hot.database.url, "SELECT state FROM windows") == [("sealed",)]

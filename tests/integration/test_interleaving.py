@@ -24,9 +24,10 @@ from eventstore.hot import append as append_module
 from eventstore.hot import log as log_module
 from eventstore.hot.append import Appender, AppendRequest, AppendResult
 from eventstore.model.query import EventFilter, Order
-from eventstore.query import reader as reader_module
+from eventstore.query import walk as walk_module
 from eventstore.query.tiers import LogState
-from eventstore.retention import compactor as compactor_module
+from eventstore.retention import archiving as archiving_module
+from eventstore.retention import planning as planning_module
 from eventstore.settings import Settings
 from eventstore.testing.invariants import check_store
 from tests.conftest import TODAY_US, create_database
@@ -127,7 +128,7 @@ def test_without_looking_at_the_watermark_again_events_are_missing(
         # Where every seq of a range is wanted there is a second net, which makes the gap loud.
         with pytest.raises(CoverageError):
             read(moving)
-        monkeypatch.setattr(reader_module._Walk, "_check_range", lambda *_: None)
+        monkeypatch.setattr(walk_module.Walk, "_check_range", lambda *_: None)
     missing = set(expected) - set(read(moving))
     assert missing == set(expected) & set(OLD)
 
@@ -267,7 +268,7 @@ def test_a_held_up_drop_steps_back_and_succeeds_later(moving: Moving) -> None:
 
 
 def test_a_run_leaves_a_held_up_drop_to_the_next(moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compactor_module, "_DROP_PAUSES_S", (0.0,))
+    monkeypatch.setattr(archiving_module, "_DROP_PAUSES_S", (0.0,))
     with _long_reader(moving):
         report = moving.store.compactor.run([moving.tenant], BASE_US + HOUR_US)
         assert report.outcomes[0].error is None
@@ -335,13 +336,13 @@ def test_a_plan_sees_partitions_and_catalog_at_one_moment(
 ) -> None:
     """An append makes a window and its leaf between the planner's two looks: no reason to stop a tenant."""
     for name in ("list_leaves", "list_windows"):
-        look = getattr(compactor_module, name)
+        look = getattr(planning_module, name)
 
         def then_append(*args: Any, look: Callable[..., Any] = look) -> Any:
             found = look(*args)
             _append_one(moving)  # the first one makes a window
             return found
 
-        monkeypatch.setattr(compactor_module, name, then_append)
+        monkeypatch.setattr(planning_module, name, then_append)
     plan = moving.store.compactor.plan(moving.tenant, BASE_US + HOUR_US)
     assert [w.event_count for w in plan.due] == [WINDOW_EVENTS]

@@ -14,6 +14,7 @@ from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.errors import EventNotFoundError, InputError, TenantNotFoundError
 from eventstore.model.query import EventFilter, Order
 from eventstore.query import reader as reader_module
+from eventstore.query import walk as walk_module
 from eventstore.query.coverage import Coverage
 from eventstore.query.render import event_views, to_json_lines
 from tests.unit.helpers import (
@@ -129,7 +130,7 @@ def test_steps_of_any_size_make_the_same_log(
     expected = seqs(read(both, "acme", order=order))
     selected = seqs(read(both, "acme", order=order, entity_id="1"))
     for name, value in (("_HOT_SPAN", 3), ("_ARCHIVE_EVENTS", 1), ("_STEP_ROWS_MAX", 2)):
-        monkeypatch.setattr(reader_module, name, value)
+        monkeypatch.setattr(walk_module, name, value)
         assert seqs(read(both, "acme", order=order)) == expected, name
         assert seqs(read(both, "acme", order=order, entity_id="1")) == selected, name
         assert seqs(read(both, "acme", order=order, actor="ann", seq_from=4, seq_to=22)) == [
@@ -148,7 +149,7 @@ def test_a_page_of_very_large_events_is_cut_by_size(
     run_retention(store, START_US + DAY_US)
     monkeypatch.setattr(reader_module, "_PAGE_BYTES_MAX", 5000)
     for name in ("_STEP_ROWS_MAX", "_STEP_ROWS_FIRST"):
-        monkeypatch.setattr(reader_module, name, 2)
+        monkeypatch.setattr(walk_module, name, 2)
     for order in Order:
         found: list[int] = []
         after, pages = None, 0
@@ -235,7 +236,7 @@ def test_coverage_says_what_was_looked_at(
     coverage = Coverage()
     list(both.reader.stream("acme", EventFilter(**wanted), order=order, coverage=coverage))
     assert (coverage.hot, coverage.archive, len(coverage.windows)) == (hot, archive, windows)
-    assert coverage.unreadable == []
+    assert coverage.unreadable == coverage.expired == []
 
 
 def test_a_page_covers_no_more_than_it_looked_at(both: Store) -> None:
