@@ -1,47 +1,54 @@
-"""A run of retention: plan each tenant, then bring its due windows, oldest first, to their end.
+"""Runs of retention: plan each tenant, make a task of each due window, and work until all are done.
 
 Resuming is not a mode: a window that an earlier run left half-way is due, and is taken up in its state.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import threading
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-import psycopg
+import msgspec
 import sqlalchemy as sa
 
-from eventstore.archive.target import ArchiveTarget
-from eventstore.catalog.tenants import get_tenant, list_tenants
-from eventstore.catalog.windows import list_windows, read_watermark
-from eventstore.clock import SystemClock, to_iso, to_us
+from eventstore.archive.targets import Targets
+from eventstore.clock import SystemClock, from_us, to_iso, to_us
 from eventstore.db.engine import Database
-from eventstore.db.locks import DROP_LAST_LOCK_TIMEOUT_MS, DROP_LOCK_TIMEOUT_MS, retention_key
-from eventstore.db.partitions import list_leaves
-from eventstore.db.tables import heads
-from eventstore.errors import BusyError, EventStoreError, InputError
-from eventstore.model.run import EntryKind, RunReport, RunStatus, TenantOutcome
-from eventstore.model.segment import VerifiedSegment
-from eventstore.model.tenant import Head, Tenant
-from eventstore.model.window import WindowRecord
-from eventstore.retention.journal import Journal
-from eventstore.retention.planner import FoundLeaf, TenantPlan, WindowPlan, plan_tenant
-from eventstore.retention.steps import (
-    FileWritten,
-    archive_window,
-    cut_over_window,
-    drop_window,
-    seal_window,
+from eventstore.db.tables import windows
+from eventstore.errors import EventStoreError, InputError
+from eventstore.governance.certificates import store_copies
+from eventstore.governance.policies import bring_units_into_force
+from eventstore.governance.record import mirror
+from eventstore.governance.signing import SigningKey
+from eventstore.model.run import (
+    PlannedWindow,
+    PlanResolved,
+    PlanWarning,
+    RunCompleted,
+    RunKind,
+    RunReport,
+    RunStatus,
+    Warned,
+    WindowCompleted,
 )
+from eventstore.model.tenant import Tenant
+from eventstore.retention.journal import Journal
+from eventstore.retention.planner import TenantPlan, WindowPlan
+from eventstore.retention.planning import Planning
+from eventstore.retention.report import report_of, summary_of
+from eventstore.retention.task import Stopped, Workshop
+from eventstore.retention.tasks import Claim, Tasks
+from eventstore.retention.worker import Worker, finish_runs
 
-__all__ = ["Compactor", "Progress", "check_now"]
+__all__ = ["Compactor", "Progress", "RunOrder", "check_now"]
 
 # Called with the tenant, the windows done and to be done, and the events done.
 Progress = Callable[[str, int, int, int], None]
 
-# A drop that readers hold up is tried again after these pauses, in seconds; then it waits for the next run.
-_DROP_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+_POLL_S = 0.05
 
 
 def check_now(now_us: int) -> int:
@@ -58,178 +65,243 @@ def check_now(now_us: int) -> int:
     return now_us
 
 
-class Compactor:
-    """Runs retention over tenants, one after the other."""
+@dataclass(frozen=True, slots=True)
+class RunOrder:
+    """What a run is to do, and who asked for it.
 
-    def __init__(self, database: Database, target: ArchiveTarget) -> None:
+    `notice_us`: an expired window is destroyed no sooner than this long after a run has listed it.
+    """
+
+    kind: RunKind = RunKind.RETENTION
+    requested_by: str = "command line"
+    notice_us: int = 0
+
+
+class Compactor:
+    """Plans and works on runs. `stop`, when set, ends them between two steps."""
+
+    def __init__(
+        self,
+        database: Database,
+        targets: Targets,
+        key: SigningKey,
+        *,
+        lease_s: float = 30.0,
+        retry_pauses_s: Collection[float] = (1.0, 4.0, 15.0),
+    ) -> None:
+        self.stop = threading.Event()
+        self.planning = Planning(database, targets)
+        self.board = Tasks(database, lease_s=lease_s)
         self._database = database
-        self._target = target
+        self._shop = Workshop(database, targets, key, self.stop)
+        self._pauses = tuple(retry_pauses_s)
 
     def tenants(self, only: str | None = None) -> list[Tenant]:
-        """The tenants of a run: all, or the one named."""
-        with self._database.transaction() as conn:
-            return list_tenants(conn) if only is None else [get_tenant(conn, only)]
+        """The tenants of a run: all that are not closed, or the one named."""
+        return self.planning.tenants(only)
 
-    def plan(self, tenant: Tenant, now_us: int) -> TenantPlan:
+    def plan(self, tenant: Tenant, now_us: int, kind: RunKind = RunKind.RETENTION) -> TenantPlan:
         """What a run at that time would do for a tenant. Changes nothing.
 
         Raises:
             CoverageError: its partitions and the catalog disagree.
         """
-        # One snapshot for the catalog and the partitions: an append may make a window at any moment.
-        with self._database.engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
-            head = conn.execute(sa.select(heads).where(heads.c.tenant_id == tenant.tenant_id)).one()
-            windows = list_windows(conn, tenant.tenant_id)
-            watermark = read_watermark(conn, tenant.tenant_id)
-            driver = conn.connection.driver_connection
-            assert isinstance(driver, psycopg.Connection)
-            leaves = [FoundLeaf(leaf.name, leaf.window) for leaf in list_leaves(driver, tenant.tenant_no)]
-        return plan_tenant(
-            tenant,
-            leaves=leaves,
-            windows=windows,
-            head=Head(head.last_seq, head.last_hash, head.last_recorded_us, head.id_lead_us),
-            archived_through=watermark.archived_through,
-            now_us=now_us,
-        )
+        if kind is RunKind.EXPIRY:
+            return self.planning.plan_expiry(tenant, now_us)
+        return self.planning.plan(tenant, now_us)
 
-    def run(self, tenants: Sequence[Tenant], now_us: int, *, progress: Progress | None = None) -> RunReport:
-        """Run retention. An error stops the tenant it concerns, is recorded, and never the others."""
-        now_us = min(check_now(now_us), self._database_now_us())
-        journal = Journal.begin(self._database, now_us=now_us)
-        outcomes = [self._run_tenant(journal, tenant, now_us, progress) for tenant in tenants]
-        failed = [o for o in outcomes if o.error is not None]
-        status = RunStatus.FAILED if failed else RunStatus.COMPLETED
-        journal.finish(
-            status,
-            {
-                "tenants": len(outcomes),
-                "tenants_failed": len(failed),
-                "windows": sum(o.windows for o in outcomes),
-                "events": sum(o.events for o in outcomes),
-            },
+    def worker(self, *, on_done: Callable[[Claim, WindowCompleted | None], None] | None = None) -> Worker:
+        """A worker for this database and these targets."""
+        return Worker(self._shop, self.board, retry_pauses_s=self._pauses, on_done=on_done)
+
+    def run(
+        self,
+        tenants: Sequence[Tenant],
+        now_us: int,
+        *,
+        order: RunOrder | None = None,
+        progress: Progress | None = None,
+        workers: int = 1,
+    ) -> RunReport:
+        """Plan a run and work on it until it has ended. An error stops the window it concerns, is recorded,
+        and never the other tenants. Other workers may take part."""
+        counter = _Counter(progress)
+        with self.worker(on_done=counter) as first:
+            run_id = self._begin(tenants, now_us, order or RunOrder(), first.holder, counter)
+            ids = [tenant.tenant_id for tenant in tenants]
+            with ThreadPoolExecutor(max(1, workers - 1), "worker") as executor:
+                others = [executor.submit(self._work_apart, run_id, ids, counter) for _ in range(workers - 1)]
+                self._work(first, run_id, ids)
+                for other in others:
+                    other.result()
+            if self.stop.is_set():
+                self._interrupt(run_id)
+            finish_runs(self._shop, self.board)
+        return report_of(self._database, run_id, ids)
+
+    def start(self, tenants: Sequence[Tenant], now_us: int, *, order: RunOrder) -> uuid.UUID:
+        """Plan a run, and leave the work to the workers that there are."""
+        with self.worker() as planner:
+            run_id = self._begin(tenants, now_us, order, planner.holder, _Counter(None))
+        finish_runs(self._shop, self.board)
+        return run_id
+
+    def _begin(
+        self, tenants: Sequence[Tenant], now_us: int, order: RunOrder, holder: int, counter: _Counter
+    ) -> uuid.UUID:
+        real_us = self._database_now_us()
+        now_us = min(check_now(now_us), real_us)
+        journal = Journal.begin(
+            self._database, kind=order.kind, now_us=now_us, requested_by=order.requested_by, holder=holder
         )
-        return RunReport(journal.run_id, status, outcomes)
+        self._take_over(journal, tenants, order.kind)
+        with self._database.transaction() as conn:
+            bring_units_into_force(conn, real_us)  # by the clock of the appends, whose windows they align
+        self._mirror(journal)
+        for tenant in self.planning.worth_planning(tenants, order.kind, now_us):
+            try:
+                plan = self.plan(tenant, now_us, order.kind)
+                self._add(journal, plan, order, now_us, counter)
+            except EventStoreError as e:
+                journal.record(PlanWarning(message=str(e), failed=True), tenant_id=tenant.tenant_id)
+        journal.set_running()
+        return journal.run_id
+
+    def _mirror(self, journal: Journal) -> None:
+        """What was decided since, and certificates without a copy, go into the default target."""
+        targets = self._shop.targets
+        try:
+            mirror(self._database, targets[targets.default])
+            store_copies(self._database, targets)
+        except EventStoreError as e:
+            journal.record(Warned(message=f"decisions were not copied to {targets.default!r}: {e}"))
+
+    def _take_over(self, journal: Journal, tenants: Sequence[Tenant], kind: RunKind) -> None:
+        """What earlier runs of this kind have left and nobody works on is planned anew, if still due."""
+        for run_id in self.board.adopt(journal.run_id, [tenant.tenant_id for tenant in tenants], kind):
+            former = Journal(self._database, run_id)
+            words = f"run {journal.run_id} has taken over what was left"
+            if self.board.counts(run_id).unfinished:
+                former.record(Warned(message=words))
+            else:
+                former.finish(self._ending(run_id, RunStatus.INTERRUPTED, words))
+
+    def _add(
+        self, journal: Journal, plan: TenantPlan, order: RunOrder, now_us: int, counter: _Counter
+    ) -> None:
+        tenant_id = plan.tenant.tenant_id
+        due = [w for w in plan.due if not w.held_by]
+        if order.kind is RunKind.EXPIRY:
+            due = self._listed(tenant_id, due, now_us - order.notice_us, now_us)
+        with self._database.transaction() as conn:
+            if plan.due:
+                journal.record_in(conn, _resolved(plan), tenant_id=tenant_id)
+            for warning in plan.warnings:
+                journal.record_in(conn, PlanWarning(message=warning), tenant_id=tenant_id)
+            for window in plan.due:
+                if window.held_by:
+                    held = f"window {window.record.window} is kept: held by {', '.join(window.held_by)}"
+                    journal.record_in(
+                        conn, PlanWarning(message=held), tenant_id=tenant_id, window=window.record.window
+                    )
+            # Dying before this commit leaves a run that never had these tasks; after it, anyone may do them.
+            for window in self.board.add(conn, journal.run_id, tenant_id, due):
+                busy = f"window {window.record.window} is in another worker's hands"
+                journal.record_in(
+                    conn, PlanWarning(message=busy), tenant_id=tenant_id, window=window.record.window
+                )
+        counter.planned(tenant_id, len(due))
+
+    def _listed(
+        self, tenant_id: str, due: Sequence[WindowPlan], listed_by_us: int, now_us: int
+    ) -> list[WindowPlan]:
+        """Those of the windows that were listed as expired by then; the others are listed from now on."""
+        froms = [from_us(window.record.window.from_us) for window in due]
+        mine = (windows.c.tenant_id == tenant_id) & windows.c.window_from.in_(froms)
+        with self._database.transaction() as conn:
+            conn.execute(
+                sa.update(windows).where(mine, windows.c.listed_us.is_(None)).values(listed_us=now_us)
+            )
+            query = sa.select(windows.c.window_from).where(mine, windows.c.listed_us <= listed_by_us)
+            listed = {to_us(found) for found in conn.execute(query).scalars()}
+        return [window for window in due if window.record.window.from_us in listed]
+
+    def _work(self, worker: Worker, run_id: uuid.UUID, tenants: Collection[str]) -> None:
+        try:
+            while True:
+                if not worker.do_next(tenants):
+                    if not self.board.counts(run_id).unfinished:
+                        return
+                    # Others have what is left, or it is tried again later.
+                    self.stop.wait(_POLL_S)
+        except Stopped:
+            return
+
+    def _work_apart(self, run_id: uuid.UUID, tenants: Collection[str], counter: _Counter) -> None:
+        with self.worker(on_done=counter) as worker:
+            self._work(worker, run_id, tenants)
+
+    def _interrupt(self, run_id: uuid.UUID) -> None:
+        """Told to stop: what nobody has begun is left to the next run."""
+        self.board.withdraw(run_id)
+        if not self.board.counts(run_id).unfinished:
+            ending = self._ending(run_id, RunStatus.INTERRUPTED, "it was told to stop")
+            Journal(self._database, run_id).finish(ending)
+
+    def _ending(self, run_id: uuid.UUID, status: RunStatus, words: str) -> RunCompleted:
+        return msgspec.structs.replace(summary_of(self._database, run_id), status=status, error=words)
 
     def _database_now_us(self) -> int:
         """Postgres' clock, by which events are recorded: this machine's may be ahead of it."""
         with self._database.transaction() as conn:
             return to_us(conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one())
 
-    def _run_tenant(
-        self, journal: Journal, tenant: Tenant, now_us: int, progress: Progress | None
-    ) -> TenantOutcome:
-        outcome = TenantOutcome(tenant.tenant_id)
-        started = time.monotonic()
-        try:
-            with self._exclusive(tenant):
-                plan = self.plan(tenant, now_us)
-                if plan.due:
-                    journal.record(EntryKind.PLAN_RESOLVED, _plan_detail(plan), tenant_id=tenant.tenant_id)
-                for done, window in enumerate(plan.due):
-                    if progress is not None:
-                        progress(tenant.tenant_id, done, len(plan.due), outcome.events)
-                    self._finish_window(journal, tenant, window, outcome)
-                if progress is not None:
-                    progress(tenant.tenant_id, len(plan.due), len(plan.due), outcome.events)
-        except Exception as e:  # noqa: BLE001 - whatever it is, it is recorded, and the other tenants go on
-            outcome.error = str(e) if isinstance(e, EventStoreError) else f"{type(e).__name__}: {e}"
-            journal.record(EntryKind.TENANT_FAILED, {"error": outcome.error}, tenant_id=tenant.tenant_id)
-        outcome.duration_s = time.monotonic() - started
-        return outcome
 
-    def _finish_window(
-        self, journal: Journal, tenant: Tenant, window: WindowPlan, outcome: TenantOutcome
-    ) -> None:
-        started = time.monotonic()
+class _Counter:
+    """Turns what workers tell into progress. Safe for use by many threads."""
 
-        def record(kind: EntryKind, detail: dict[str, object]) -> None:
-            journal.record(kind, detail, tenant_id=tenant.tenant_id, window=window.record.window)
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._planned: dict[str, int] = {}
+        self._done: dict[str, tuple[int, int]] = {}
 
-        def on_file(file: FileWritten) -> None:
-            segment = file.verified.segment
-            outcome.segments += 1
-            outcome.size_bytes += segment.size_bytes
-            record(
-                EntryKind.FILE_WRITTEN,
-                {
-                    "key": segment.key,
-                    "part": segment.range.part,
-                    "rows": segment.range.event_count,
-                    "bytes": segment.size_bytes,
-                    "created": file.created,
-                },
+    def planned(self, tenant_id: str, count: int) -> None:
+        if count:
+            self._planned[tenant_id] = count
+            self._tell(tenant_id, 0, 0)
+
+    def __call__(self, claim: Claim, completed: WindowCompleted | None) -> None:
+        if completed is not None:
+            self._tell(claim.tenant_id, 1, completed.events)
+
+    def _tell(self, tenant_id: str, windows_done: int, events: int) -> None:
+        if self._progress is None:
+            return
+        with self._lock:
+            done, total = self._done.get(tenant_id, (0, 0))
+            done, total = self._done[tenant_id] = (done + windows_done, total + events)
+            self._progress(tenant_id, done, self._planned.get(tenant_id, done), total)
+
+
+def _resolved(plan: TenantPlan) -> PlanResolved:
+    return PlanResolved(
+        policy_no=plan.policy.policy_no,
+        policy=plan.policy.policy.in_words(),
+        due=[
+            PlannedWindow(
+                window_from=to_iso(w.record.window.from_us),
+                window_to=to_iso(w.record.window.to_us),
+                action=w.action,
+                state=w.record.state.value,
+                events=w.event_count,
+                first_seq=w.record.first_seq,
+                to_target=w.target,
+                from_target=w.record.target,
+                held_by=list(w.held_by),
             )
-
-        record(EntryKind.WINDOW_STARTED, {"state": window.record.state.value, "events": window.event_count})
-        sealed = seal_window(self._database, tenant, window.record)
-        verified = archive_window(self._database, self._target, tenant, sealed, on_file=on_file)
-        cut_over_window(self._database, sealed, verified)
-        dropped = self._drop(tenant, sealed, verified, record, outcome)
-        outcome.windows += 1
-        outcome.events += window.event_count
-        record(
-            EntryKind.WINDOW_COMPLETED,
-            {
-                "events": window.event_count,
-                "segments": len(verified),
-                "dropped": dropped,
-                "duration_ms": round((time.monotonic() - started) * 1000),
-            },
-        )
-
-    def _drop(
-        self,
-        tenant: Tenant,
-        sealed: WindowRecord,
-        verified: list[VerifiedSegment],
-        record: Callable[[EntryKind, dict[str, object]], None],
-        outcome: TenantOutcome,
-    ) -> bool:
-        for attempt, pause_s in enumerate((*_DROP_PAUSES_S, None), start=1):
-            try:
-                timeout_ms = DROP_LOCK_TIMEOUT_MS if pause_s is not None else DROP_LAST_LOCK_TIMEOUT_MS
-                drop_window(self._database, tenant, sealed, verified, lock_timeout_ms=timeout_ms)
-                return True
-            except BusyError as e:
-                if pause_s is None:
-                    # Archived and verified, so nothing is at risk: the next run finds it due and drops it.
-                    outcome.warnings.append(f"window {sealed.window} not dropped yet: {e}")
-                    record(EntryKind.WARNING, {"warning": str(e), "attempts": attempt})
-                    return False
-                record(EntryKind.RETRY, {"attempt": attempt, "reason": str(e), "backoff_s": pause_s})
-                time.sleep(pause_s)
-        raise AssertionError("unreachable")
-
-    @contextmanager
-    def _exclusive(self, tenant: Tenant) -> Iterator[None]:
-        """Hold the tenant's retention lock; it goes with the connection, so a killed run holds nothing."""
-        key = retention_key(tenant.tenant_id)
-        with self._database.connection() as conn:
-            row = conn.execute("SELECT pg_try_advisory_lock(%s)", [key]).fetchone()
-            if row is None or not row[0]:
-                raise BusyError(
-                    f"another run is working on {tenant.tenant_id!r}", hint="wait for it, then run again"
-                )
-            try:
-                yield
-            finally:
-                # A lost connection has lost the lock as well.
-                with suppress(psycopg.OperationalError):
-                    conn.execute("SELECT pg_advisory_unlock(%s)", [key])
-
-
-def _plan_detail(plan: TenantPlan) -> dict[str, object]:
-    return {
-        "due": [
-            {
-                "from": to_iso(w.record.window.from_us),
-                "to": to_iso(w.record.window.to_us),
-                "state": w.record.state.value,
-                "events": w.event_count,
-                "first_seq": w.record.first_seq,
-            }
             for w in plan.due
         ],
-        "hot_windows": plan.hot_windows,
-    }
+        hot_windows=plan.hot_windows,
+        archived_windows=plan.archived_windows,
+    )
