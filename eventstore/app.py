@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from eventstore.archive.registry import open_target
+from eventstore.archive.cache import SegmentCache
 from eventstore.archive.scan import ArchiveScan
 from eventstore.archive.target import ArchiveTarget
-from eventstore.clock import Clock
+from eventstore.archive.targets import Targets
+from eventstore.catalog.windows import uncataloged
+from eventstore.clock import US_PER_S, Clock, SystemClock
 from eventstore.db.embedded import start_embedded
 from eventstore.db.engine import Database
 from eventstore.db.migrate import check_schema, current_version, upgrade
+from eventstore.errors import IntegrityError, TargetUnavailableError
+from eventstore.governance.certificates import check_certificates, latest_copy, trusted_keys
+from eventstore.governance.signing import SigningKey
 from eventstore.hot.append import Appender
 from eventstore.integrity.binding import bind_archive
+from eventstore.integrity.verify import HashAt, VerifyReport, verify_log
+from eventstore.model.policy import DEFAULT_TARGET, parse_duration_us
+from eventstore.model.run import RunCompleted, RunKind, RunStatus, Warned
+from eventstore.model.schedule import parse_schedule
 from eventstore.query.reader import LogReader
 from eventstore.query.tiers import Tiers
+from eventstore.repair.restore import purge_restores
+from eventstore.repair.scrub import ScrubReport, anything_due, scrub
 from eventstore.retention.compactor import Compactor
+from eventstore.retention.daemon import retention_jobs
+from eventstore.retention.governor import Governor
+from eventstore.retention.journal import Journal
+from eventstore.retention.scheduler import Job, Scheduler
 from eventstore.settings import Settings
 
-__all__ = ["Store", "open_database", "open_store"]
+__all__ = ["Store", "open_database", "open_store", "scheduler_of", "scrub_run", "verify_tenant"]
+
+# A scrub ends after this long, wherever it is; the next one goes on.
+_SCRUB_S = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +49,18 @@ class Store:
 
     settings: Settings
     database: Database
-    target: ArchiveTarget
+    targets: Targets
+    cache: SegmentCache
+    key: SigningKey
     tiers: Tiers
     reader: LogReader
     appender: Appender
     compactor: Compactor
+
+    @property
+    def target(self) -> ArchiveTarget:
+        """The default archive target."""
+        return self.targets[self.targets.default]
 
 
 @contextmanager
@@ -71,21 +96,150 @@ def open_store(settings: Settings, *, clock: Clock | None = None) -> Iterator[St
         if settings.database_url is None and current_version(database) is None:
             upgrade(database)
         check_schema(database)
-        target = open_target(settings.resolved_archive_url)
-        bind_archive(database, target)
-        scan = ArchiveScan(target)
+        targets = Targets(
+            settings.target_urls,
+            default=DEFAULT_TARGET,
+            prepare=lambda name, target: bind_archive(database, name, target),
+        )
+        stack.callback(targets.close)
+        with suppress(TargetUnavailableError):
+            # A mistaken address is to be known at once; a target that is away may come back.
+            targets[DEFAULT_TARGET]
+        key = SigningKey.load_or_create(settings.resolved_key_file)
+        cache = SegmentCache(settings.resolved_home / "cache", size_bytes_max=settings.cache_bytes_max)
+        scan = ArchiveScan(targets, cache)
         stack.callback(scan.close)
         tiers = Tiers(database, scan)
         reader = LogReader(tiers)
         yield Store(
             settings=settings,
             database=database,
-            target=target,
+            targets=targets,
+            cache=cache,
+            key=key,
             tiers=tiers,
             reader=reader,
             appender=Appender(database, archived_versions=reader.archived_versions, clock=clock),
-            compactor=Compactor(database, target),
+            compactor=Compactor(database, targets, key, lease_s=parse_duration_us(settings.lease) / US_PER_S),
         )
+
+
+def verify_tenant(
+    store: Store, tenant_id: str, *, progress: Callable[[int, int], None] | None = None
+) -> VerifyReport:
+    """Verify a tenant's whole log, its certificates included: their signatures, their chain, and what they
+    and their copies in the default target say of the log's end.
+
+    Raises:
+        TenantNotFoundError, TargetUnavailableError
+    """
+
+    def certificates(name: str, hash_at: HashAt) -> list[str]:
+        try:
+            noted = latest_copy(store.target, name)
+        except IntegrityError as e:
+            return [f"the newest copy of a certificate in {store.target.describe()}: {e.message}"]
+        with store.database.transaction() as conn:
+            return check_certificates(conn, name, trusted_keys(conn), hash_at=hash_at, noted=noted)
+
+    return verify_log(store.tiers, store.targets, tenant_id, certificates=certificates, progress=progress)
+
+
+def scheduler_of(store: Store, *, clock: Clock | None = None) -> Scheduler:
+    """The scheduler of an open store, with all its jobs.
+
+    Raises:
+        InputError: a schedule of the settings makes no sense.
+    """
+    settings = store.settings
+    jobs = retention_jobs(
+        store.database,
+        store.compactor,
+        retention=parse_schedule(settings.retention_schedule),
+        expiry=parse_schedule(settings.expiry_schedule),
+        precreation=parse_schedule(settings.precreate_schedule),
+        notice_us=parse_duration_us(settings.expiry_notice),
+        governor=Governor(store.database, store.targets, most=settings.workers_max),
+    )
+
+    def scrub_and_purge(now_us: int) -> None:
+        purge_restores(store.database, now_us)
+        _forget_destroyed(store)
+        older_than_us = parse_duration_us(settings.scrub_every)
+        if anything_due(store.database, now_us - older_than_us):
+            scrub_run(
+                store,
+                now_us,
+                requested_by="scheduler",
+                older_than_us=older_than_us,
+                bytes_per_s=settings.scrub_bytes_per_s,
+                budget_s=_SCRUB_S,
+            )
+
+    jobs["scrub"] = Job(parse_schedule(settings.scrub_schedule), scrub_and_purge)
+    return Scheduler(store.database, jobs, clock or SystemClock())
+
+
+def _forget_destroyed(store: Store) -> None:
+    """Copies in this machine's cache go when the catalog does not name their segment any more."""
+    with store.database.transaction() as conn:
+        gone = uncataloged(conn, store.cache.digests())
+    store.cache.forget(gone)
+
+
+def scrub_run(
+    store: Store,
+    now_us: int,
+    *,
+    requested_by: str,
+    older_than_us: int,
+    bytes_per_s: int | None = None,
+    budget_s: float | None = None,
+    tenant_id: str | None = None,
+    target: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ScrubReport:
+    """Scrub what was not read for `older_than_us` (`repair.scrub`), as a run with a journal.
+
+    Raises:
+        InputError: there is no such target.
+        TenantNotFoundError
+    """
+    with store.compactor.worker() as presence:  # its lock says that the run's process lives
+        journal = Journal.begin(
+            store.database,
+            kind=RunKind.SCRUB,
+            now_us=now_us,
+            requested_by=requested_by,
+            holder=presence.holder,
+        )
+        journal.set_running()
+        report = scrub(
+            store.database,
+            store.targets,
+            now_us=now_us,
+            older_than_us=older_than_us,
+            bytes_per_s=bytes_per_s,
+            stop=store.compactor.stop,
+            budget_s=budget_s,
+            tell=journal.record,
+            tenant_id=tenant_id,
+            target=target,
+            progress=progress,
+        )
+        for name, reason in report.away.items():
+            journal.record(Warned(message=f"target {name!r} was left out: {reason}"))
+        journal.finish(
+            RunCompleted(
+                status=RunStatus.COMPLETED if report.ok else RunStatus.FAILED,
+                duration_ms=round(report.duration_s * 1000),
+                windows=report.segments,
+                windows_failed=len(report.lost),
+                events=0,
+                error=f"no good copy of {report.lost[0][1]}" if report.lost else None,
+            )
+        )
+    return report
 
 
 def _keep_freed_memory() -> None:

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from eventstore.errors import SetupError
+from eventstore.errors import InputError, SetupError
+from eventstore.model.policy import DEFAULT_TARGET, parse_duration_us
+from eventstore.model.schedule import parse_schedule
 
 __all__ = ["Settings", "load_settings"]
+
+
+def _duration(text: str) -> str:
+    try:
+        parse_duration_us(text)
+    except InputError as e:
+        raise ValueError(str(e)) from e
+    return text
+
+
+def _schedule(text: str) -> str:
+    try:
+        parse_schedule(text)
+    except InputError as e:
+        raise ValueError(str(e)) from e
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_duration)]
+Schedule = Annotated[str, AfterValidator(_schedule)]
 
 
 class Settings(BaseSettings):
@@ -24,7 +47,50 @@ class Settings(BaseSettings):
     )
     home: Path = Field(Path(".eventstore"), description="Folder of the embedded Postgres and the archive.")
     archive_url: str | None = Field(
-        None, description="Where archived windows go; file://<home>/archive unless set."
+        None,
+        description="The archive target named `archive`, where windows go unless a policy says otherwise: "
+        "file://, s3://, gs://, az://. file://<home>/archive unless set.",
+    )
+    targets: dict[str, str] = Field(
+        default_factory=dict,
+        description="Further archive targets for the tiers of policies, as a JSON object of names and URLs, "
+        'e.g. {"deep": "s3://bucket/deep"}.',
+    )
+    signing_key_file: Path | None = Field(
+        None,
+        description="The Ed25519 key that signs certificates, as PEM; <home>/keys/signing.pem unless set, "
+        "made at the first start. All processes of a deployment need the same.",
+    )
+    cache_bytes_max: int = Field(
+        4 * 2**30,
+        ge=0,
+        description="How much of the home's cache folder segments of remote targets may take, in bytes.",
+    )
+    policy_grace: Duration = Field(
+        "7d",
+        description="How long after its confirmation a policy change that destroys sooner comes into force.",
+    )
+    expiry_notice: Duration = Field(
+        "1d",
+        description="How long after it was first listed as expired a window is destroyed by the scheduler.",
+    )
+    lease: Duration = Field(
+        "30s", description="How long a worker that does not answer keeps the window that it works on."
+    )
+    workers_max: int = Field(
+        4, ge=1, le=64, description="Windows that may be worked on at once in the whole deployment."
+    )
+    retention_schedule: Schedule = Field(
+        "every 15m", description="When retention runs: `every 15m`, a cron line in UTC, or `never`."
+    )
+    expiry_schedule: Schedule = Field("30 3 * * *", description="When expired windows are destroyed.")
+    precreate_schedule: Schedule = Field(
+        "every 10m", description="When tables of coming windows are made ahead."
+    )
+    scrub_schedule: Schedule = Field("every 1h", description="When segments are read again and compared.")
+    scrub_every: Duration = Field("90d", description="How often each segment is read again.")
+    scrub_bytes_per_s: int = Field(
+        8 * 2**20, gt=0, description="How fast a scrub reads at the most, in bytes a second."
     )
     host: str = Field("127.0.0.1", description="Address that `eventstore serve` listens on.")
     port: int = Field(
@@ -38,6 +104,22 @@ class Settings(BaseSettings):
         description="The largest old_value, new_value or metadata of an event, in bytes of JSON.",
     )
     append_workers: int = Field(4, ge=1, le=64, description="Tenants that are written to at the same time.")
+
+    @field_validator("targets")
+    @classmethod
+    def _own_name(cls, targets: dict[str, str]) -> dict[str, str]:
+        if DEFAULT_TARGET in targets:
+            raise ValueError(f"the target {DEFAULT_TARGET!r} is what EVENTSTORE_ARCHIVE_URL names")
+        return targets
+
+    @property
+    def target_urls(self) -> dict[str, str]:
+        """Every archive target's URL by its name."""
+        return {DEFAULT_TARGET: self.resolved_archive_url, **self.targets}
+
+    @property
+    def resolved_key_file(self) -> Path:
+        return self.signing_key_file or self.resolved_home / "keys" / "signing.pem"
 
     @property
     def resolved_home(self) -> Path:

@@ -7,10 +7,10 @@ from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.dependencies.models import Dependant
 from starlette.concurrency import run_in_threadpool
 
 from eventstore.api.append import AppendService
+from eventstore.api.parameters import known_parameters
 from eventstore.app import Store
 from eventstore.clock import parse_time_us, to_iso
 from eventstore.errors import InputError
@@ -20,27 +20,6 @@ from eventstore.query.render import event_views
 from eventstore.query.stats import log_stats
 
 __all__ = ["router"]
-
-
-async def known_parameters(request: Request) -> None:
-    """Refuse query parameters that a route does not have: a mistyped filter would widen the answer."""
-    known = _query_parameters(request.scope["route"].dependant)
-    given = [name for name, _ in request.query_params.multi_items()]
-    unknown = sorted(set(given) - known)
-    if unknown:
-        names = ", ".join(sorted(known)) or "none"
-        raise InputError(f"there is no parameter {unknown[0]!r} here", hint=f"known are: {names}")
-    for name, value in request.query_params.multi_items():
-        if given.count(name) > 1:
-            raise InputError(f"{name} is given more than once", hint="ask once for each value")
-        if "\ufffd" in value:
-            raise InputError(f"{name} is not UTF-8", hint="percent-encode the UTF-8 bytes of the value")
-
-
-def _query_parameters(dependant: Dependant) -> set[str]:
-    names = {parameter.alias for parameter in dependant.query_params}
-    return names.union(*(_query_parameters(inner) for inner in dependant.dependencies))
-
 
 router = APIRouter(prefix="/v1/tenants/{tenant}", dependencies=[Depends(known_parameters)])
 
@@ -194,7 +173,12 @@ async def stats(tenant: str, request: Request) -> Response:
                 "events": found.archive.events,
                 "bytes": found.archive.size_bytes,
                 "segments": found.segments,
+                "targets": {
+                    name: {"events": tier.events, "bytes": tier.size_bytes}
+                    for name, tier in found.targets.items()
+                },
             },
+            "expired": {"events": found.expired_events},
             "windows": {state.value: count for state, count in found.windows.items()},
             "head": {
                 "last_seq": found.last_seq,

@@ -10,13 +10,16 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from eventstore.errors import (
+    ConfirmationError,
     EventNotFoundError,
     EventStoreError,
+    HeldError,
     InputError,
     IntegrityError,
     InvalidEventError,
     MediaTypeError,
     RetryError,
+    RunNotFoundError,
     StateError,
     TenantNotFoundError,
     TooLargeError,
@@ -32,6 +35,7 @@ _log = logging.getLogger(__name__)
 _STATUS: tuple[tuple[type[EventStoreError], int, str], ...] = (
     (TenantNotFoundError, 404, "No such tenant"),
     (EventNotFoundError, 404, "No such event"),
+    (RunNotFoundError, 404, "No such run"),
     (TooLargeError, 413, "Too large"),
     (InvalidEventError, 422, "Invalid event"),
     (MediaTypeError, 415, "Unsupported media type"),
@@ -63,6 +67,10 @@ def from_error(error: EventStoreError) -> Response:
         more |= {name: value for name, value in found.items() if value is not None}
     if isinstance(error, TooLargeError):
         more["limit_bytes"] = error.limit_bytes
+    if isinstance(error, ConfirmationError):
+        more["events"] = error.events
+    if isinstance(error, HeldError):
+        more["holds"] = error.holds
     if isinstance(error, RetryError):
         more["retry_after_s"] = error.retry_after_s
     if isinstance(error, VersionConflictError):

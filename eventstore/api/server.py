@@ -10,10 +10,11 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from eventstore import __version__
-from eventstore.api import events, problems
+from eventstore.api import events, problems, runs
 from eventstore.api.append import AppendService, AppendShortcut
 from eventstore.app import Store
 from eventstore.hot.group import GroupCommitter
+from eventstore.hot.pulse import Pulse
 
 __all__ = ["create_app"]
 
@@ -30,7 +31,9 @@ def create_app(store: Store) -> FastAPI:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         app.state.store = store
         settings = store.settings
-        committer = GroupCommitter(store.appender, workers=settings.append_workers)
+        pulse = Pulse(store.database)
+        pulse.start()
+        committer = GroupCommitter(store.appender, workers=settings.append_workers, on_commit=pulse.add)
         app.state.appending = AppendService(
             committer, body_bytes_max=settings.body_bytes_max, value_bytes_max=settings.value_bytes_max
         )
@@ -38,6 +41,7 @@ def create_app(store: Store) -> FastAPI:
             yield
         finally:
             await run_in_threadpool(committer.close)
+            await run_in_threadpool(pulse.close)
 
     app = FastAPI(
         title="eventstore",
@@ -51,6 +55,7 @@ def create_app(store: Store) -> FastAPI:
     problems.install(app)
     app.add_middleware(AppendShortcut)
     app.include_router(events.router)
+    app.include_router(runs.router)
 
     @app.get("/healthz", summary="Whether the process serves")
     async def health() -> dict[str, str]:

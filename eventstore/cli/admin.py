@@ -5,50 +5,68 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from eventstore.app import open_store
-from eventstore.catalog.tenants import create_tenant, list_tenants
+from eventstore.catalog.tenants import list_tenants
+from eventstore.cli.offboard import register as register_offboard
 from eventstore.cli.output import console
-from eventstore.clock import to_iso
-from eventstore.model.policy import Policy, format_duration, parse_duration_us
-from eventstore.model.window import WindowUnit
+from eventstore.cli.policy import (
+    ByOption,
+    HotForOption,
+    ThenOption,
+    TierOption,
+    WindowOption,
+    change_from,
+    mirror_change,
+)
+from eventstore.clock import SystemClock, to_iso
+from eventstore.governance.policies import policies_of_all, policy_of
+from eventstore.governance.tenants import create_tenant
 from eventstore.settings import load_settings
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Tenants: the owners of logs.", no_args_is_help=True)
+register_offboard(app)
 
 
 @app.command("create")
 def create(
     tenant: Annotated[str, typer.Argument(help="A name of a-z, 0-9 and '-'.")],
-    window: Annotated[WindowUnit, typer.Option(help="What its windows are aligned to.")] = WindowUnit.MONTH,
-    hot_for: Annotated[
-        str, typer.Option(help="How long a window stays in Postgres after its end, e.g. 90d or 12h.")
-    ] = "90d",
+    window: WindowOption = None,
+    hot_for: HotForOption = None,
+    tier: TierOption = None,
+    then: ThenOption = None,
+    *,
+    by: ByOption,
 ) -> None:
-    """Make a tenant, with an empty log."""
-    policy = Policy(window, parse_duration_us(hot_for))
+    """Make a tenant, with an empty log. What is not given follows the deployment's default policy."""
+    change = change_from(window=window, hot_for=hot_for, tiers=tier, then=then)
+    now_us = SystemClock().now_us()
     with open_store(load_settings()) as store:
-        made = create_tenant(store.database, tenant, policy)
-    typer.echo(
-        f"Tenant {made.tenant_id}: windows of one {made.policy.unit}, "
-        f"hot for {format_duration(made.policy.hot_for_us)}."
-    )
+        made = create_tenant(
+            store.database, tenant, change, actor=by, now_us=now_us, known_targets=store.targets.names
+        )
+        mirror_change(store)
+        with store.database.transaction() as conn:
+            policy = policy_of(conn, tenant, now_us).policy
+    typer.echo(f"Tenant {made.tenant_id}: {policy.in_words()}.")
 
 
 @app.command("list")
 def list_() -> None:
-    """Show all tenants."""
+    """Show all tenants and their policies."""
     with open_store(load_settings()) as store, store.database.transaction() as conn:
         found = list_tenants(conn)
-    table = Table("tenant", "window", "hot for", "created (UTC)", box=None, pad_edge=False)
+        policies = policies_of_all(conn, SystemClock().now_us())
+    table = Table("tenant", "state", "created (UTC)", "policy", box=None, pad_edge=False)
     for tenant in found:
         table.add_row(
             tenant.tenant_id,
-            tenant.policy.unit,
-            format_duration(tenant.policy.hot_for_us),
-            to_iso(tenant.created_at_us)[:19].replace("T", " "),
+            tenant.state.value,
+            to_iso(tenant.created_at_us)[:16].replace("T", " "),
+            escape(policies[tenant.tenant_id].policy.in_words()),
         )
     console.print(table if found else "No tenants yet. Make one: eventstore tenants create NAME")

@@ -11,7 +11,18 @@ from rich.markup import escape
 
 from eventstore import __version__
 from eventstore.app import open_database
-from eventstore.cli import admin, importing, reading, retention, serving
+from eventstore.cli import (
+    admin,
+    archive,
+    governance,
+    importing,
+    policy,
+    reading,
+    retention,
+    runs,
+    serving,
+    unattended,
+)
 from eventstore.cli.output import errors
 from eventstore.db.migrate import current_version, required_version, upgrade
 from eventstore.errors import EventStoreError, InputError, IntegrityError, RetryError, SetupError, StateError
@@ -30,10 +41,15 @@ app = typer.Typer(
 db = typer.Typer(help="The database's schema.", no_args_is_help=True)
 app.add_typer(db, name="db")
 app.add_typer(admin.app, name="tenants")
+app.add_typer(policy.app, name="policy")
 app.add_typer(retention.app, name="retention")
+app.add_typer(runs.app, name="runs")
+app.add_typer(archive.app, name="archive")
 importing.register(app)
 reading.register(app)
+governance.register(app)
 serving.register(app)
+unattended.register(app)
 
 
 @db.command("upgrade")
@@ -96,3 +112,7 @@ def run_reporting_errors(command: Callable[[], object]) -> None:
         # The reader of our output has seen enough (head, less). Nothing may be flushed into it any more.
         sys.stderr.close()
         sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from eventstore.app import Store, open_store
+from eventstore.app import Store, open_store, verify_tenant
 from eventstore.cli.output import Format, bytes_text, console, errors, plural, resolve_format, write_events
 from eventstore.clock import parse_time_us, to_iso
-from eventstore.integrity.verify import VerifyReport, verify_log
+from eventstore.integrity.verify import VerifyReport
 from eventstore.model.query import EventFilter, Order
 from eventstore.query.coverage import Coverage
 from eventstore.query.stats import log_stats
@@ -156,6 +156,8 @@ def stats(tenant: TenantArgument, form: FormatOption = None) -> None:
         ("archive_events", found.archive.events),
         ("archive_bytes", found.archive.size_bytes),
         ("archive_segments", found.segments),
+        *((f"archive_bytes_in_{name}", tier.size_bytes) for name, tier in found.targets.items()),
+        ("expired_events", found.expired_events),
         *((f"windows_{state}", count) for state, count in found.windows.items()),
         ("last_seq", found.last_seq),
         ("last_hash", found.last_hash.hex()),
@@ -173,7 +175,7 @@ def stats(tenant: TenantArgument, form: FormatOption = None) -> None:
             table.add_column(overflow="fold")
             for name, value in rows:
                 shown = f"{value:,}" if isinstance(value, int) else str(value)
-                if name.endswith("_bytes") and isinstance(value, int):
+                if "_bytes" in name and isinstance(value, int):
                     shown = bytes_text(value)
                 table.add_row(name.replace("_", " "), shown)
             console.print(table)
@@ -191,9 +193,8 @@ def verify_with_progress(store: Store, tenant: str) -> VerifyReport:
         disable=not errors.is_terminal,
     ) as bar:
         task = bar.add_task("verify", total=None)
-        return verify_log(
-            store.tiers,
-            store.target,
+        return verify_tenant(
+            store,
             tenant,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -208,6 +209,8 @@ def verify(tenant: TenantArgument) -> None:
             f"{tenant}: whole. {report.events:,} events, {report.segments:,} segments; "
             f"the chain holds from its start to seq {report.last_seq}."
         )
+        if report.expired_events:
+            typer.echo(f"{report.expired_events:,} events were destroyed; their certificates hold.")
         return
     typer.echo(f"{tenant}: BROKEN at seq {report.first_break}.")
     for problem in report.problems:

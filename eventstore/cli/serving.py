@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Annotated
 
 import typer
@@ -12,6 +19,11 @@ from eventstore.errors import SetupError
 from eventstore.settings import load_settings
 
 __all__ = ["register", "serve_store"]
+
+_log = logging.getLogger(__name__)
+
+_RESTART_S = 5.0
+_PATIENCE_S = 60.0
 
 
 def register(app: typer.Typer) -> None:
@@ -25,13 +37,66 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="Port (EVENTSTORE_PORT); 0 picks one.")
     ] = None,
     access_log: Annotated[bool, typer.Option(help="Log each request.")] = False,
+    scheduler: Annotated[
+        bool, typer.Option(help="Run the scheduler and a worker beside it, in a process of their own.")
+    ] = True,
 ) -> None:
     """Serve the HTTP API until it is told to stop (SIGINT or SIGTERM)."""
     settings = load_settings()
-    with open_store(settings) as store:
+    with open_store(settings) as store, ExitStack() as stack:
+        if scheduler:
+            stack.enter_context(_scheduler_beside())
         serve_store(
             store, host or settings.host, settings.port if port is None else port, access_log=access_log
         )
+
+
+@contextmanager
+def _scheduler_beside() -> Iterator[None]:
+    """The scheduler as a process of its own: what it does must not hold up requests here. If it ends by
+    itself, it is started again after a pause."""
+    beside = _Beside()
+    thread = threading.Thread(target=beside.run, name="scheduler", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        beside.stop()
+        thread.join()
+
+
+class _Beside:
+    """Keeps the scheduler's process going."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        argv = [sys.executable, "-m", "eventstore.cli.main", "scheduler", "--with-parent", str(os.getpid())]
+        while True:
+            with self._lock:
+                if self._over.is_set():
+                    return
+                self._process = subprocess.Popen(argv)
+            status = self._process.wait()
+            if self._over.is_set():
+                return
+            _log.warning("the scheduler ended with status %d; it is started again", status)
+            self._over.wait(_RESTART_S)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._over.set()
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            # In the middle of a long step; whoever comes next finds everything as it must be.
+            self._process.kill()
 
 
 def serve_store(store: Store, host: str, port: int, *, access_log: bool = False) -> None:

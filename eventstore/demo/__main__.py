@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from rich.table import Table
 
 from eventstore.app import Store, open_store
-from eventstore.catalog.tenants import create_tenant
 from eventstore.cli.importing import import_progress, report_text
 from eventstore.cli.main import run_reporting_errors
 from eventstore.cli.output import Format, bytes_text, console, write_events
@@ -27,6 +26,7 @@ from eventstore.cli.serving import serve_store
 from eventstore.clock import US_PER_S, SystemClock
 from eventstore.demo.histories import GENERATED, write_generated, write_git_history
 from eventstore.errors import SetupError, TenantExistsError
+from eventstore.governance.tenants import create_tenant
 from eventstore.intake.importer import import_file
 from eventstore.model.policy import DEFAULT_POLICY
 from eventstore.model.query import EventFilter, Order

@@ -110,7 +110,7 @@ def import_file(
     """
     check_recorded_at(recorded_at_column)
     with database.transaction() as conn:
-        unit = get_tenant(conn, tenant_id).policy.unit
+        unit = get_tenant(conn, tenant_id).unit
     options = ImportOptions(recorded_at_column, value_bytes_max)
     report = progress or _silent
 

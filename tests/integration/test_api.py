@@ -158,7 +158,8 @@ def test_health_and_description(served: Served) -> None:
     paths = served.client.get("/openapi.json").json()["paths"]
     prefix = "/v1/tenants/{tenant}"
     routes = ("/events", "/events/{seq_or_event_id}", "/history/{entity_id}", "/recent", "/stats")
-    assert set(paths) == {"/healthz", *(prefix + route for route in routes)}
+    runs = ("/v1/runs", "/v1/runs/{run_id}", "/v1/runs/{run_id}/entries")
+    assert set(paths) == {"/healthz", *runs, *(prefix + route for route in routes)}
 
 
 def test_one_event_is_appended_and_read_back(tenant: Tenant) -> None:
@@ -230,13 +231,15 @@ def test_stats(tenant: Tenant) -> None:
     found = tenant.found("stats")
     assert (found["tenant"], found["hot"]["events"], found["archive"]["events"]) == (tenant.name, 4, 12)
     assert found["archive"]["segments"] == 3
-    assert found["windows"] == {"open": 1, "sealed": 0, "archived": 0, "dropped": 3}
+    assert found["windows"] == {"open": 1, "sealed": 0, "archived": 0, "dropped": 3, "expired": 0}
     assert found["head"]["last_hash"] == events[-1]["hash"]
     assert found["head"]["clock"] == events[-1]["recorded_at"]
     sizes = [
         p.stat().st_size for p in (tenant.served.archive / f"tenant_id={tenant.name}").rglob("*.parquet")
     ]
     assert found["archive"]["bytes"] == sum(sizes)
+    assert found["archive"]["targets"] == {"archive": {"events": 12, "bytes": sum(sizes)}}
+    assert found["expired"] == {"events": 0}
     assert found["hot"]["bytes"] > 0
 
 
