@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# torture: rounds of kills on a plain store, then seconds of everything at once
 N ?= 200
+SECONDS ?= 600
 
 .PHONY: install demo test lint types check-migrations bench torture lock clean
 
@@ -36,7 +38,8 @@ bench: install
 	$(BIN)/python -m tests.bench
 
 torture: install
-	TORTURE_ROUNDS=$(N) $(BIN)/python -m pytest tests/crash -k random -q --timeout=0
+	TORTURE_ROUNDS=$(N) TORTURE_SECONDS=$(SECONDS) $(BIN)/python -m pytest \
+		tests/crash/test_random.py tests/crash/test_torture.py -q -s --timeout=0
 
 lock: install
 	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check > requirements-dev.lock

@@ -4,9 +4,9 @@ It shares nothing with the code that it judges: catalog and hot events are read 
 plain pyarrow, and every hash is computed anew from the words of the segment format. What one module believes
 by mistake, the other does not believe with it.
 
-It may run beside appends and retention. A drop is not MVCC, so the hot tables are locked (ACCESS SHARE)
-before the snapshot is taken: nothing that the snapshot sees can go away meanwhile. A drop has to wait until
-the checker is through.
+It may run beside appends and retention. Neither a drop nor an object's removal is MVCC, so the hot tables
+(ACCESS SHARE) and the list of removals (SHARE) are locked before the snapshot is taken: nothing that the
+snapshot sees can go away meanwhile. Drops, moves and expiry have to wait until the checker is through.
 
     report = check_store("postgresql://…", Path("/data/archive"))
     assert not report.violations, report
@@ -16,20 +16,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
 
 import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 from psycopg.rows import dict_row
 
+from eventstore.testing.bookkeeping import check_bookkeeping
+from eventstore.testing.destruction import Destroyed, check_certificates, check_objects, check_removals
+from eventstore.testing.findings import Archive, Archives, Report, Violation, archives_by_name
 from eventstore.testing.reference import (
     COLUMNS,
     TIMES,
-    Folder,
     Row,
     chain_start,
     link,
@@ -43,82 +43,58 @@ __all__ = ["Archive", "Report", "Violation", "acknowledged_present", "check_stor
 Acknowledged = Mapping[str, Iterable[tuple[int, bytes]]]  # tenant → (seq, event_id) of stored events
 
 _BOUNDS = re.compile(r"FOR VALUES FROM \('([^']+)'\) TO \('([^']+)'\)")
-_OLDER, _FROZEN = ("archived", "dropped"), ("sealed", "archived", "dropped")
+_GONE = ("dropped", "expired")
+_OLDER, _FROZEN = ("archived", *_GONE), ("sealed", "archived", *_GONE)
+_REPAIRED = re.compile(r".*\.r\d+\.parquet")
 
 
-class Archive(Protocol):
-    """What is needed of an archive; every `ArchiveTarget` has it."""
-
-    def open(self, key: str) -> BinaryIO: ...
-    def list(self, prefix: str = "") -> Iterator[Any]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """Something that must never be. `kind` is a short fixed word, `message` names the place."""
-
-    kind: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.message}"
-
-
-@dataclass(slots=True)
-class Report:
-    """What was found. `orphans` are objects that the catalog does not know: legal after a crash (the retry
-    adopts them), so they are told apart from violations. `events` counts each event once."""
-
-    violations: list[Violation] = field(default_factory=list)
-    orphans: list[str] = field(default_factory=list)
-    events: int = 0
-
-    def add(self, kind: str, message: str) -> None:
-        self.violations.append(Violation(kind, message))
-
-    @property
-    def kinds(self) -> set[str]:
-        return {v.kind for v in self.violations}
-
-    def __str__(self) -> str:
-        lines = [str(v) for v in self.violations] + [f"orphan (legal): {key}" for key in self.orphans]
-        return "\n".join([f"{self.events} events, {len(self.violations)} violations", *lines])
-
-
-def check_store(url: str, archive: Path | Archive, *, acknowledged: Acknowledged | None = None) -> Report:
+def check_store(
+    url: str,
+    archive: Path | Archive | Mapping[str, Path | Archive],
+    *,
+    acknowledged: Acknowledged | None = None,
+    destroyed_ok: bool = True,
+) -> Report:
     """Read everything and hold it against every invariant; and that `acknowledged` is there, exactly once.
 
-    `url` is a libpq URL of the tables' owner; `archive` the target, or the folder where its objects are.
+    `url` is a libpq URL of the tables' owner; `archive` the target, or the folder where its objects are, or
+    all of them under their names. `destroyed_ok`: acknowledged events may be gone if a certificate says so.
     """
-    report = Report()
-    target = Folder(archive) if isinstance(archive, Path) else archive
+    report, archives = Report(), archives_by_name(archive)
     expected = {tenant: list(pairs) for tenant, pairs in (acknowledged or {}).items()}
     with psycopg.connect(url, row_factory=dict_row, options="-c TimeZone=UTC") as conn:
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        conn.execute("LOCK TABLE events IN ACCESS SHARE MODE")  # before the first query: locks, then snapshot
+        # Before the first query: locks, then snapshot.
+        conn.execute("LOCK TABLE events IN ACCESS SHARE MODE")
+        conn.execute("LOCK TABLE removals IN SHARE MODE")
         tenants = conn.execute(
-            "SELECT t.tenant_id, t.tenant_no, h.last_seq, h.last_hash, h.last_recorded_us,"
+            "SELECT t.tenant_id, t.tenant_no, t.state, h.last_seq, h.last_hash, h.last_recorded_us, h.closed,"
             " w.archived_through, w.archived_hash FROM tenants t"
             " LEFT JOIN heads h USING (tenant_id) LEFT JOIN watermarks w USING (tenant_id) ORDER BY 1"
         ).fetchall()
-        known_keys: set[str] = set()
+        gone: dict[str, list[Destroyed]] = {}
         for tenant in tenants:
-            check = _TenantCheck(conn, target, report, tenant, expected.pop(tenant["tenant_id"], []))
+            name = tenant["tenant_id"]
+            check = _TenantCheck(conn, archives, report, tenant, expected.pop(name, []))
             if check.has_head():
-                known_keys |= check.run()
+                gone[name] = check_certificates(conn, archives, report, tenant)
+                check.run(gone[name], destroyed_ok=destroyed_ok)
         for row in conn.execute("SELECT DISTINCT tenant_id FROM events"):
             if row["tenant_id"] not in {t["tenant_id"] for t in tenants}:
                 report.add("tenant", f"hot events of {row['tenant_id']!r}, which is not registered")
+        stored = {name: {info.key for info in found.list()} for name, found in archives.items()}
+        check_removals(conn, report, stored, gone)
+        check_objects(conn, report, stored)
+        check_bookkeeping(conn, report)
     for name, pairs in expected.items():
         if pairs:
             report.add("acknowledged", f"{name!r} is not registered; {len(pairs)} of its events are lost")
-    # eventstore.json says whose archive it is; it belongs to no window.
-    known_keys.add("eventstore.json")
-    report.orphans = [info.key for info in target.list() if info.key not in known_keys]
     return report
 
 
-def acknowledged_present(url: str, archive: Path | Archive, acknowledged: Acknowledged) -> list[Violation]:
+def acknowledged_present(
+    url: str, archive: Path | Archive | Mapping[str, Path | Archive], acknowledged: Acknowledged
+) -> list[Violation]:
     """The acknowledged events that are not there exactly once, each under its seq; empty when all are."""
     report = check_store(url, archive, acknowledged=acknowledged)
     return [v for v in report.violations if v.kind == "acknowledged"]
@@ -130,12 +106,12 @@ class _TenantCheck:
     def __init__(
         self,
         conn: psycopg.Connection[Row],
-        archive: Archive,
+        archives: Archives,
         report: Report,
         tenant: Row,
         acknowledged: list[tuple[int, bytes]],
     ) -> None:
-        self._conn, self._archive, self._report = conn, archive, report
+        self._conn, self._archives, self._report = conn, archives, report
         self._tenant = tenant
         self._name: str = tenant["tenant_id"]
         self._acknowledged = dict(acknowledged)
@@ -146,6 +122,7 @@ class _TenantCheck:
         # Hashes at the ends of windows and, for windows that await their drop, of every archived event.
         self._hash_at: dict[int, bytes] = {0: self._hash}
         self._awaiting: list[tuple[int, int]] = []
+        self._destroyed: list[Destroyed] = []
 
     def has_head(self) -> bool:
         for part, column in (("head", "last_seq"), ("watermark", "archived_through")):
@@ -153,16 +130,19 @@ class _TenantCheck:
                 self._add(part, "the row is missing")
         return self._tenant["last_seq"] is not None and self._tenant["archived_through"] is not None
 
-    def run(self) -> set[str]:
-        """Check the tenant; the keys of the segments that its catalog knows."""
+    def run(self, destroyed: list[Destroyed], *, destroyed_ok: bool) -> None:
+        """Check the tenant, of which certificates stand for `destroyed`."""
+        self._destroyed = destroyed
         windows = self._rows(
             "SELECT *, {window_from} AS from_us, {window_to} AS to_us FROM windows WHERE tenant_id = %s"
             " ORDER BY window_from"
         )
-        leaves = {w["leaf"]: w for w in windows if w["state"] != "dropped"}
+        leaves = {w["leaf"]: w for w in windows if w["state"] not in _GONE}
         self._awaiting = [(w["first_seq"], w["last_seq"]) for w in windows if w["state"] == "archived"]
         ends = {w["last_seq"] for w in windows} | {self._tenant["archived_through"], self._tenant["last_seq"]}
-        keys = self._check_segments(windows, ends)
+        ends |= {d.head_seq for d in destroyed}
+        self._check_segments(windows, ends)
+        self._bridge()
         if self._next_seq <= self._tenant["archived_through"]:
             self._add(
                 "watermark",
@@ -172,14 +152,25 @@ class _TenantCheck:
         self._check_hot(leaves, ends)
         self._check_ends()
         self._check_windows(windows)
+        self._check_destroyed(windows)
         self._check_leaves(leaves)
-        self._check_acknowledged()
-        self._report.events += self._tenant["last_seq"]
-        return keys
+        self._check_acknowledged(destroyed_ok=destroyed_ok)
+        gone = sum(d.last - d.first + 1 for d in destroyed)
+        self._report.events += self._tenant["last_seq"] - gone
+        self._report.destroyed += gone
+
+    def _bridge(self) -> None:
+        """Go on behind what certificates stand for, if it comes next."""
+        for d in self._destroyed:
+            if d.first == self._next_seq <= d.last:
+                if d.hash_before != self._hash:
+                    self._add("certificate", f"seq {d.first} to {d.last} do not join the chain")
+                self._next_seq, self._hash = d.last + 1, d.hash_after
+                self._hash_at[d.last] = self._hash
 
     # --- the two tiers --------------------------------------------------------------------------------
 
-    def _check_segments(self, windows: list[Row], ends: set[int | None]) -> set[str]:
+    def _check_segments(self, windows: list[Row], ends: set[int | None]) -> None:
         by_from = {w["from_us"]: w for w in windows}
         segments = self._rows(
             "SELECT s.*, {window_from} AS from_us, {min_recorded_at} AS min_us, {max_recorded_at} AS max_us,"
@@ -189,6 +180,13 @@ class _TenantCheck:
         )
         for segment in segments:
             key, window = segment["key"], by_from.get(segment["from_us"])
+            self._bridge()
+            if any(
+                d.first <= segment["last_seq"] and segment["first_seq"] <= d.last for d in self._destroyed
+            ):
+                self._add("certificate", f"segment {key} is certified as destroyed")
+            if window and segment["target"] != window["target"] and not _REPAIRED.fullmatch(key):
+                self._add("target", f"segment {key} is in another target than its window")
             if segment["last_seq"] > self._tenant["archived_through"]:
                 self._add("watermark", f"segment {key} lies above it")
             if window is None or window["state"] not in _OLDER:
@@ -214,12 +212,14 @@ class _TenantCheck:
                 self._add("segment", f"{key}: its times are not those of the catalog")
             elif window and not window["from_us"] <= times[0] <= times[-1] < window["to_us"]:
                 self._add("segment", f"{key}: its times are not inside its window")
-        return {segment["key"] for segment in segments}
 
     def _open_segment(self, segment: Row) -> pq.ParquetFile | None:
         key = segment["key"]
+        if segment["target"] not in self._archives:
+            self._add("target", f"{key} is in {segment['target']!r}, which was not given")
+            return None
         try:
-            with self._archive.open(key) as opened:
+            with self._archives[segment["target"]].open(key) as opened:
                 data = opened.read()
         except Exception as e:  # noqa: BLE001 - whatever a target raises, the segment cannot be read
             self._add("segment-missing", f"{key}: {e}")
@@ -285,6 +285,8 @@ class _TenantCheck:
     def _event(self, row: Row, place: str, ends: set[int | None], *, archived: bool) -> None:
         """The next event of the log, as its tier has it."""
         seq, event_id = row["seq"], row["event_id"]
+        if seq > self._next_seq:
+            self._bridge()
         if seq < self._next_seq:
             self._add("seen-twice", f"seq {seq} comes again in {place}")
             return
@@ -308,6 +310,7 @@ class _TenantCheck:
 
     def _check_ends(self) -> None:
         head = self._tenant
+        self._bridge()
         if self._next_seq - 1 < head["last_seq"]:
             self._add("gap", f"seq {self._next_seq} to {head['last_seq']} are missing at the end of the log")
         elif self._next_seq - 1 > head["last_seq"]:
@@ -327,19 +330,44 @@ class _TenantCheck:
         if archived_through != self._tenant["archived_through"]:
             self._add("watermark", f"the archived windows end at seq {archived_through}")
         next_seq, end_us = 1, -(2**63)
+        whole = any(d.window is None for d in self._destroyed)  # then nobody knows a hash within
         nexts = [w["first_seq"] for w in windows[1:]] + [self._tenant["last_seq"] + 1]
         for w, follows in zip(windows, nexts, strict=False):
             if w["first_seq"] != next_seq or follows <= w["first_seq"] or w["from_us"] < end_us:
                 self._add("window", f"{w['leaf']} does not follow the window before it")
+            ends = (self._hash_at.get(w["first_seq"] - 1), self._hash_at.get(follows - 1))
             if w["state"] in _FROZEN and (
-                w["last_seq"] != follows - 1
-                or w["hash_before"] != self._hash_at.get(w["first_seq"] - 1)
-                or w["hash_after"] != self._hash_at.get(w["last_seq"])
+                w["last_seq"] != follows - 1 or (not whole and ends != (w["hash_before"], w["hash_after"]))
             ):
                 self._add("window", f"{w['leaf']} was not frozen as it is now")
-            if w["state"] in _FROZEN and self._tenant["last_recorded_us"] < w["to_us"]:
+            if w["state"] in _FROZEN and not whole and self._tenant["last_recorded_us"] < w["to_us"]:
                 self._add("head", f"its clock can still write into the sealed {w['leaf']}")
             next_seq, end_us = follows, w["to_us"]
+
+    def _check_destroyed(self, windows: list[Row]) -> None:
+        """Every window that has expired has its certificate, and the other way round."""
+        for d in self._destroyed:
+            if self._hash_at.get(d.head_seq, d.head_hash) != d.head_hash:
+                self._add("certificate", f"a certificate saw another hash at seq {d.head_seq}")
+        expired = {_span(w) for w in windows if w["state"] == "expired"}
+        whole = [d for d in self._destroyed if d.window is None]
+        certified = {
+            (*d.window, d.first, d.last, d.hash_before, d.hash_after) for d in self._destroyed if d.window
+        }
+        if bool(whole) != (self._tenant["state"] == "closed"):
+            self._add("tenant", f"it is {self._tenant['state']}, its certificates say something else")
+        if whole:
+            seqs = (whole[0].first, whole[0].last, whole[0].hash_after)
+            if seqs != (1, self._tenant["last_seq"], self._tenant["last_hash"]):
+                self._add("certificate", "the log was offboarded, but not all of it")
+            if any(w["state"] != "expired" for w in windows) or not self._tenant["closed"]:
+                self._add("tenant", "it was offboarded, and something is left of it")
+            return
+        for span in expired ^ certified:
+            what = (
+                "gone without a certificate" if span in expired else "certified as destroyed, and not expired"
+            )
+            self._add("certificate", f"seq {span[2]} to {span[3]} are {what}")
 
     def _check_leaves(self, leaves: Mapping[str, Row]) -> None:
         found = {}
@@ -357,10 +385,11 @@ class _TenantCheck:
             elif found.get(name) != (window["from_us"], window["to_us"]):
                 self._add("leaf", f"partition {name} is missing or has other bounds than its window")
 
-    def _check_acknowledged(self) -> None:
+    def _check_acknowledged(self, *, destroyed_ok: bool) -> None:
         for seq, event_id in self._acknowledged.items():
             times = self._ids[event_id]
-            if times != 1:
+            gone = destroyed_ok and any(d.first <= seq <= d.last for d in self._destroyed)
+            if times != (0 if gone else 1):
                 self._add("acknowledged", f"seq {seq} ({event_id.hex()}) is there {times} times")
 
     def _rows(self, query: str) -> list[Row]:
@@ -369,3 +398,14 @@ class _TenantCheck:
 
     def _add(self, kind: str, message: str) -> None:
         self._report.add(kind, f"{self._name!r}: {message}")
+
+
+def _span(window: Row) -> tuple[int, int, int, int, bytes, bytes]:
+    return (
+        window["from_us"],
+        window["to_us"],
+        window["first_seq"],
+        window["last_seq"],
+        bytes(window["hash_before"]),
+        bytes(window["hash_after"]),
+    )

@@ -1,13 +1,15 @@
-"""The chain and the segment format once more, written from their description alone.
+"""The chain, the segment format and the certificates once more, written from their description alone.
 
 For `testing.invariants`: an oracle that used the store's own code would share its mistakes. Slow and plain.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,8 +17,22 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-__all__ = ["COLUMNS", "TIMES", "Folder", "Row", "chain_start", "link", "parse_us", "segment_rows", "us_sql"]
+__all__ = [
+    "COLUMNS",
+    "TIMES",
+    "Folder",
+    "Row",
+    "certificate_start",
+    "chain_start",
+    "link",
+    "parse_us",
+    "segment_rows",
+    "unseal",
+    "us_sql",
+]
 
 Row = dict[str, Any]
 
@@ -100,3 +116,46 @@ class Folder:
 @dataclass(frozen=True, slots=True)
 class _Object:
     key: str
+
+
+# --- certificates: docs/reference/certificate-format.md ------------------------------------------------
+
+_TYPE = "application/vnd.eventstore.certificate+json"
+
+
+def certificate_start(store_id: str, tenant_id: str) -> str:
+    """The `previous_sha256` of a tenant's first certificate, in hex."""
+    parts = (b"eventstore/certificate/v1", store_id.encode(), tenant_id.encode())
+    return hashlib.sha256(b"".join(_size(part) + part for part in parts)).hexdigest()
+
+
+def unseal(envelope: bytes, keys: Mapping[str, bytes]) -> bytes:
+    """The payload of a signed envelope. `keys`: the raw public keys that are trusted, by their ids.
+
+    Raises:
+        ValueError: it is not of the form, or a signature is not right.
+    """
+    said = json.loads(envelope)
+    if list(said) != ["payload", "payloadType", "signatures"] or _compact(said) != envelope:
+        raise ValueError("the envelope has another form")
+    payload = base64.b64decode(said["payload"], validate=True)
+    if said["payloadType"] != _TYPE or not 1 <= len(said["signatures"]) <= 16:
+        raise ValueError("the envelope is of another type, or not signed")
+    signed = b"DSSEv1 %d %b %d %b" % (len(_TYPE), _TYPE.encode(), len(payload), payload)
+    for signature in said["signatures"]:
+        raw = keys.get(signature["keyid"])
+        if raw is None or hashlib.sha256(raw).hexdigest()[:16] != signature["keyid"]:
+            raise ValueError(f"no trusted key {signature['keyid']}")
+        try:
+            Ed25519PublicKey.from_public_bytes(raw).verify(
+                base64.b64decode(signature["sig"], validate=True), signed
+            )
+        except InvalidSignature:
+            raise ValueError("the signature is not right") from None
+    if _compact(json.loads(payload), sort=True) != payload:
+        raise ValueError("the payload is not canonical JSON")
+    return payload
+
+
+def _compact(document: object, *, sort: bool = False) -> bytes:
+    return json.dumps(document, separators=(",", ":"), sort_keys=sort, ensure_ascii=False).encode()

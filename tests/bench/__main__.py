@@ -26,6 +26,7 @@ _BENCHMARKS = {
     "queries": "tests.bench.archive_queries",
     "tenants": "tests.bench.many_tenants",
     "retention": "tests.bench.during_retention",
+    "fleet": "tests.bench.fleet",
 }
 
 

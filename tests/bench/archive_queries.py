@@ -23,11 +23,11 @@ from eventstore.archive.bloom import entity_filter
 from eventstore.archive.file import FileTarget
 from eventstore.archive.layout import segment_key
 from eventstore.archive.parquet import SegmentWriter, cut_row_groups
-from eventstore.catalog.tenants import create_tenant
 from eventstore.catalog.windows import cut_over, mark_dropped
 from eventstore.clock import US_PER_S, from_us
 from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
 from eventstore.db.tables import heads, watermarks, windows
+from eventstore.governance.tenants import create_tenant
 from eventstore.hot.batch import uuid7_column
 from eventstore.model.event import TEXT_FIELDS
 from eventstore.model.policy import Policy

@@ -6,8 +6,8 @@ import json
 import sys
 from statistics import median
 
-from eventstore.catalog.tenants import create_tenant
 from eventstore.db.engine import Database
+from eventstore.governance.tenants import create_tenant
 from eventstore.model.policy import Policy
 from eventstore.model.window import Window, WindowUnit
 from tests.bench.events import load_window

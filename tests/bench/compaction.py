@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from psycopg import sql
 
-from eventstore.catalog.tenants import create_tenant
 from eventstore.clock import SystemClock
 from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
 from eventstore.db.engine import Database
 from eventstore.db.partitions import SCHEMA
+from eventstore.governance.tenants import create_tenant
 from eventstore.model.policy import Policy
 from eventstore.model.run import RunStatus
 from eventstore.model.window import Window, WindowUnit

@@ -7,8 +7,8 @@ from statistics import median
 
 import numpy as np
 
-from eventstore.catalog.tenants import create_tenant
 from eventstore.db.engine import Database
+from eventstore.governance.tenants import create_tenant
 from eventstore.model.policy import Policy
 from eventstore.model.window import Window, WindowUnit
 from tests.bench.events import json_bodies, load_window, pending_events

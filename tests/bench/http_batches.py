@@ -9,9 +9,9 @@ import numpy as np
 import psutil
 from psycopg import sql
 
-from eventstore.catalog.tenants import create_tenant
 from eventstore.db.engine import Database
 from eventstore.db.partitions import SCHEMA, create_leaf
+from eventstore.governance.tenants import create_tenant
 from eventstore.hot.copy_frame import COPY_COLUMNS
 from eventstore.model.policy import DEFAULT_POLICY
 from eventstore.model.window import Window

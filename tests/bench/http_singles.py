@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 import psutil
 
-from eventstore.catalog.tenants import create_tenant
+from eventstore.governance.tenants import create_tenant
 from eventstore.model.policy import DEFAULT_POLICY
 from tests.bench.events import json_bodies, pending_events
 from tests.bench.lab import Lab

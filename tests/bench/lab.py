@@ -247,5 +247,5 @@ class Lab:
     @contextmanager
     def api(self, site: Site) -> Iterator[tuple[int, int]]:
         """`eventstore serve` on a site: its port and process id."""
-        with self.serving(site.command("serve", "--port", "0"), site.environment) as found:
+        with self.serving(site.command("serve", "--port", "0", "--no-scheduler"), site.environment) as found:
             yield found

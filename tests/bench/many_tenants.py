@@ -10,9 +10,9 @@ from statistics import median
 import numpy as np
 
 from eventstore.app import Store
-from eventstore.catalog.tenants import create_tenant
 from eventstore.db.engine import Database
 from eventstore.errors import EventStoreError
+from eventstore.governance.tenants import create_tenant
 from eventstore.hot.append import AppendRequest
 from eventstore.intake.json import parse_array_or_object
 from eventstore.model.policy import DEFAULT_POLICY

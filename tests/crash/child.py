@@ -1,38 +1,54 @@
-"""What the processes do that are killed: append, retain or read, until they are told to stop or die.
+"""What the processes do that are killed: append, retain, work, read, schedule, or a command of the program
+itself, until they are told to stop or die.
 
-`python -m tests.crash.child append|retain|read --url … --archive … [--crash POINT]`. A process reports by
-writing lines into its file, each with one write(2): what was written outlives kill -9, and a line is never
-half there. A line in an ack file says that the append had returned.
+`python -m tests.crash.child append|… --url … --archive … [--crash POINT]`. A process reports by writing
+lines into its file, each with one write(2): what was written outlives kill -9, and a line is never half
+there. A line in an ack file says that the append had returned.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import os
+import signal
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import psycopg
 
-from eventstore.app import Store, open_store
+from eventstore.app import Store, open_store, scheduler_of
 from eventstore.archive import parquet
-from eventstore.clock import US_PER_S, FixedClock
+from eventstore.cli import main as cli
+from eventstore.clock import US_PER_S, Clock, FixedClock
+from eventstore.db import engine
 from eventstore.errors import EventStoreError
 from eventstore.hot import append as append_module
 from eventstore.hot.append import AppendRequest, AppendResult
 from eventstore.hot.group import GroupCommitter
 from eventstore.model.event import NewEvent, uuid7
 from eventstore.model.query import EventFilter, Order
+from eventstore.model.run import RunKind
+from eventstore.retention import daemon, tasks
+from eventstore.retention.compactor import Compactor, RunOrder
 from eventstore.settings import Settings
 from eventstore.testing.reference import chain_start, link
-from tests.crash.injection import arm
+from tests.crash.injection import arm, halt
 
-__all__ = ["Acks", "main", "new_event"]
+__all__ = ["FURTHER_TARGETS", "Acks", "Simulated", "main", "new_event"]
+
+# Beside the archive's folder; nothing is in them unless a policy says so.
+FURTHER_TARGETS = ("near", "deep")
 
 _PACE_S = 0.02  # between two rounds of a worker: leaves the two cores to the others, nothing waits for it
 
@@ -87,7 +103,7 @@ def append(args: argparse.Namespace) -> None:
     process, or the server, died) is sent again first: it must be stored once, whether or not it was."""
     intents_path = args.out.with_suffix(".intents")
     rounds = list(_read_intents(intents_path))
-    clock = FixedClock(args.clock + len(rounds) * args.step)
+    clock = args.simulated or FixedClock(args.clock + len(rounds) * args.step)
     with _store(args, clock) as store:
         committer = GroupCommitter(store.appender, workers=2)
         intents, acks = Lines(intents_path), Lines(args.out)
@@ -96,7 +112,8 @@ def append(args: argparse.Namespace) -> None:
             _append_round(committer, acks, ids, {i for i in ids.values() if i not in acknowledged}, args)
         number = len(rounds)
         while not _stopped(args) and (args.count is None or number < args.count):
-            clock.move_to(args.clock + number * args.step)
+            if isinstance(clock, FixedClock):
+                clock.move_to(args.clock + number * args.step)
             ids = {tenant: uuid7(clock.now_us()) for tenant in args.tenants}
             intents.write(" ".join(f"{tenant}={event_id.hex()}" for tenant, event_id in ids.items()))
             _append_round(committer, acks, ids, set(ids.values()), args)
@@ -148,7 +165,8 @@ def retain(args: argparse.Namespace) -> None:
     with _store(args, None) as store:
         while True:
             now_us = args.now if args.now is not None else _behind_heads(store)
-            report = store.compactor.run(store.compactor.tenants(), now_us)
+            order = RunOrder(RunKind(args.kind))
+            report = store.compactor.run(store.compactor.tenants(), now_us, order=order)
             out.write(
                 msgspec.json.encode(
                     {
@@ -162,6 +180,44 @@ def retain(args: argparse.Namespace) -> None:
             if not args.loop or _stopped(args):
                 return
             _pace()
+
+
+def work(args: argparse.Namespace) -> None:
+    """A worker, until SIGTERM. Its lines are what it logs."""
+    out = Lines(args.out)
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: out.write(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("eventstore").addHandler(handler)
+    if not args.patient:
+        daemon._IDLE_S = daemon._LOST_S = _PACE_S
+    with _store(args, None) as store:
+        # Not within the handler: it may have interrupted this very thread at the event's lock.
+        stop = store.compactor.stop.set
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop).start())
+        out.write("ready")
+        daemon.work_until_stopped(store.compactor)
+
+
+def command(args: argparse.Namespace) -> int:
+    """A command of the program, such as `worker`, with settings from the environment as in life."""
+    os.environ["EVENTSTORE_DATABASE_URL"] = args.url
+    os.environ["EVENTSTORE_HOME"] = str(args.archive.parent)
+    os.environ["EVENTSTORE_ARCHIVE_URL"] = args.archive.as_uri()
+    os.environ["EVENTSTORE_TARGETS"] = json.dumps(_further_targets(args))
+    sys.argv = ["eventstore", *args.argv]
+    try:
+        cli.main()
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else int(e.code is not None)
+    return 0
+
+
+def schedule(args: argparse.Namespace) -> None:
+    """The scheduler by a simulated clock, until SIGTERM; others do the work."""
+    with _store(args, None) as store:
+        stop = store.compactor.stop
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop.set).start())
+        scheduler_of(store, clock=args.simulated).run(stop)
 
 
 def _behind_heads(store: Store) -> int:
@@ -182,7 +238,8 @@ def read(args: argparse.Namespace) -> None:
         while not _stopped(args):
             for tenant in args.tenants:
                 before = [pair for ack in acks for pair in ack.refresh().get(tenant, [])]
-                _check_pass(tenant, _read_log(store, tenant, number), before)
+                rows = _read_log(store, tenant, number)
+                _check_pass(tenant, rows, before, _destroyed(store, tenant))
             number += 1
             out.write(f"pass {number}")
             _pace()
@@ -212,24 +269,72 @@ def _read_log(store: Store, tenant: str, number: int) -> list[dict[str, Any]]:
     return rows if number % 2 == 0 else rows[::-1]
 
 
-def _check_pass(tenant: str, rows: list[dict[str, Any]], acknowledged: list[tuple[int, bytes]]) -> None:
+def _destroyed(store: Store, tenant: str) -> list[tuple[int, int]]:
+    """The seq ranges that certificates stand for."""
+    with store.database.connection() as conn:
+        query = "SELECT first_seq, last_seq FROM certificates WHERE tenant_id = %s ORDER BY first_seq"
+        return conn.execute(query, [tenant]).fetchall()
+
+
+def _check_pass(
+    tenant: str,
+    rows: list[dict[str, Any]],
+    acknowledged: list[tuple[int, bytes]],
+    destroyed: list[tuple[int, int]],
+) -> None:
+    """A pass shows all that is there; what it does not show had been destroyed when it was over."""
+    gone = {seq for first, last in destroyed for seq in range(first, last + 1)}
     seqs = [row["seq"] for row in rows]
-    assert seqs == list(range(1, len(rows) + 1)), f"{tenant}: seqs with a gap or twice: {seqs}"
+    assert all(one < other for one, other in pairwise(seqs)), f"{tenant}: seqs not in order: {seqs}"
+    missing = set(range(1, max(seqs, default=0) + 1)) - set(seqs) - gone
+    assert not missing, f"{tenant}: seqs are missing: {sorted(missing)}"
     by_seq = {row["seq"]: row["event_id"] for row in rows}
     for seq, event_id in acknowledged:
-        assert by_seq.get(seq) == event_id, f"{tenant}: acknowledged seq {seq} is not there"
+        assert by_seq.get(seq) == event_id or (seq in gone and seq not in by_seq), (
+            f"{tenant}: acknowledged seq {seq} is not there"
+        )
     assert len(set(by_seq.values())) == len(by_seq), f"{tenant}: an event_id twice"
-    last_hash, last_us = chain_start(tenant), -(2**63)
+    last_seq, last_hash, last_us = 0, chain_start(tenant), -(2**63)
     for row in rows:
-        last_hash = link(last_hash, row)
-        assert row["hash"] == last_hash, f"{tenant}: the chain breaks at seq {row['seq']}"
+        if row["seq"] == last_seq + 1:
+            assert row["hash"] == link(last_hash, row), f"{tenant}: the chain breaks at seq {row['seq']}"
+        last_seq, last_hash = row["seq"], row["hash"]
         assert row["recorded_at"] >= last_us, f"{tenant}: time goes back at seq {row['seq']}"
         last_us = row["recorded_at"]
 
 
-def _store(args: argparse.Namespace, clock: FixedClock | None) -> Any:
-    settings = Settings(database_url=args.url, home=args.archive.parent, archive_url=args.archive.as_uri())
-    return open_store(settings, clock=clock)
+@contextmanager
+def _store(args: argparse.Namespace, clock: Clock | None) -> Iterator[Store]:
+    folder: Path = args.archive.parent
+    settings = Settings(
+        database_url=args.url,
+        home=folder,
+        archive_url=args.archive.as_uri(),
+        targets=_further_targets(args),
+    )
+    with open_store(settings, clock=clock) as store:
+        if args.lease is not None:
+            compactor = Compactor(store.database, store.targets, store.key, lease_s=args.lease)
+            store = replace(store, compactor=compactor)
+        yield store
+
+
+def _further_targets(args: argparse.Namespace) -> dict[str, str]:
+    return {name: (args.archive.parent / name).as_uri() for name in FURTHER_TARGETS}
+
+
+class Simulated:
+    """A clock that goes faster than time: at `real_s` it was `start_us`; `speed` µs of it are one of ours."""
+
+    def __init__(self, text: str) -> None:
+        real_s, start_us, speed = text.split(",")
+        self.real_s, self.start_us, self.speed = float(real_s), int(start_us), float(speed)
+
+    def __str__(self) -> str:
+        return f"{self.real_s},{self.start_us},{self.speed}"
+
+    def now_us(self) -> int:
+        return self.start_us + int((time.time() - self.real_s) * self.speed * US_PER_S)
 
 
 def _stopped(args: argparse.Namespace) -> bool:
@@ -241,21 +346,38 @@ def _pace() -> None:
     time.sleep(_PACE_S)
 
 
+JOBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "append": append,
+    "retain": retain,
+    "work": work,
+    "read": read,
+    "schedule": schedule,
+    "command": command,
+}
+
+
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tests.crash.child")
-    parser.add_argument("job", choices=("append", "retain", "read"))
+    parser.add_argument("job", choices=JOBS)
     parser.add_argument("--url", required=True)
     parser.add_argument("--archive", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the file for this process's lines")
     parser.add_argument("--stop", type=Path, help="end when this file exists")
     parser.add_argument("--crash", help="see tests.crash.injection")
+    parser.add_argument("--halt", help="the same, but stopped (SIGSTOP) instead of killed")
+    parser.add_argument("--lease", type=float, help="retain, work: how long a claim lasts, in seconds")
+    parser.add_argument("--patient", action="store_true", help="work: look for tasks as seldom as in life")
+    parser.add_argument("--idle", help="Postgres ends a transaction in which nothing happened for so long")
     parser.add_argument("--tenants", type=lambda text: text.split(","), default=[])
     parser.add_argument("--clock", type=int, default=0, help="append: time of the first round")
     parser.add_argument("--step", type=int, default=US_PER_S, help="append: time between rounds")
     parser.add_argument("--count", type=int, help="append: rounds in all, those of earlier lives included")
     parser.add_argument("--batch", type=int, default=2, help="append: events of a request")
     parser.add_argument("--persist", action="store_true", help="append: send again when the server is gone")
+    parser.add_argument("--simulated", type=Simulated, help="append, schedule: a clock that goes fast")
+    parser.add_argument("--argv", nargs="+", help="command: its arguments")
     parser.add_argument("--now", type=int, help="retain: the simulated time")
+    parser.add_argument("--kind", default="retention", help="retain: retention or expiry")
     parser.add_argument("--loop", action="store_true", help="retain: run again and again")
     parser.add_argument("--acks", type=Path, nargs="*", default=[], help="read: ack files of the appenders")
     return parser
@@ -270,8 +392,11 @@ def main(argv: list[str]) -> int:
         if "_copy" in args.crash:
             append_module.FEW_MAX = 0
         arm(args.crash)
-    {"append": append, "retain": retain, "read": read}[args.job](args)
-    return 0
+    if args.halt:
+        arm(args.halt, halt)
+    if args.idle:
+        engine._SESSION["idle_in_transaction_session_timeout"] = tasks._CLAIM_IDLE = args.idle
+    return JOBS[args.job](args) or 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ the name under which the caller looks it up, such as `eventstore.retention.compa
   before  killed as the call begins
   after   killed when it has returned, before the caller hears of it
   sent    only for `psycopg/Connection.wait`: the query has left for the server, its answer is not read
+
+Instead of being killed, a process may be stopped there (`halt`): it goes on when it gets SIGCONT.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 
 from psycopg import waiting
 
-__all__ = ["arm"]
+__all__ = ["arm", "die", "halt"]
 
 
 def die() -> None:
@@ -32,14 +34,19 @@ def die() -> None:
     signal.pause()
 
 
-def arm(point: str) -> None:
+def halt() -> None:
+    """Stop this process, every thread of it, until it gets SIGCONT."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def arm(point: str, act: Callable[[], None] = die) -> None:
     """Wrap what the point names, in this process, for good."""
     *outer, last = point.split(">")
     target, when, nth = last.split(":")
     scopes = [_Scope() for _ in outer]
     for index, name in enumerate(outer):
         _wrap(name, functools.partial(_scoped, scopes[index]))
-    _wrap(target, functools.partial(_deadly, _Countdown(int(nth), scopes), when))
+    _wrap(target, functools.partial(_deadly, _Countdown(int(nth), scopes), when, act))
 
 
 class _Scope(threading.local):
@@ -84,19 +91,21 @@ def _scoped(scope: _Scope, wrapped: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _deadly(countdown: _Countdown, when: str, wrapped: Callable[..., Any]) -> Callable[..., Any]:
+def _deadly(
+    countdown: _Countdown, when: str, act: Callable[[], None], wrapped: Callable[..., Any]
+) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         hit = countdown.hit()
         if hit and when == "before":
-            die()
+            act()
         if hit and when == "sent":
             _send_and_die(*args)
         result = wrapped(*args, **kwargs)
-        if hit:
-            die()
+        if hit and when == "after":
+            act()
         return result
 
-    assert when in ("before", "after", "sent"), when
+    assert when in ("before", "after") or (when == "sent" and act is die), when
     return call
 
 

@@ -1,5 +1,6 @@
-"""The crash points: before and after every step of append, seal, write, put, verify, cutover, drop and
-journal, and in the middle of every commit (sent, but not answered). See `tests.crash.injection` for the form.
+"""The crash points: before and after every step of append, plan, claim, seal, write, put, verify, cutover,
+drop, move, expiry and journal, and in the middle of every commit (sent, but not answered). See
+`tests.crash.injection` for the form.
 
 A point of retention goes with the state in which it leaves the first tenant's first window: so that a point
 which comes to lie elsewhere is noticed. What was sent is carried out, though nobody is left to hear of it.
@@ -9,12 +10,17 @@ which comes to lie elsewhere is noticed. What was sent is carried out, though no
 
 from __future__ import annotations
 
-__all__ = ["APPEND_POINTS", "RETENTION_POINTS"]
+__all__ = ["APPEND_POINTS", "EXPIRY_POINTS", "MOVE_POINTS", "RETENTION_POINTS", "UNIT_POINTS"]
 
 _LOG = "eventstore.hot.log/LogTransaction"
 _FILE = "eventstore.archive.file"
-_RUN = "eventstore.retention.compactor"
+_RUN = "eventstore.retention.archiving"
 _STEPS = "eventstore.retention.steps"
+_TASKS = "eventstore.retention.tasks/Tasks"
+_COMPACTOR = "eventstore.retention.compactor"
+_MOVE = "eventstore.retention.moving"
+_EXPIRE = "eventstore.retention.expiring"
+_REMOVE = "eventstore.retention.removing/_remove"
 _COMMIT = "psycopg/Connection.commit"
 _WAIT = "psycopg/Connection.wait"
 
@@ -40,8 +46,24 @@ APPEND_POINTS = {
     "append-returned": "eventstore.hot.append/Appender.append:after:5",
 }
 
-# point, state afterwards
+# point, state afterwards (None: that depends, for a claim is renewed at any moment)
 RETENTION_POINTS = {
+    # plan
+    "plan-begun": ("eventstore.retention.journal/Journal.begin:after:1", "open"),
+    "plan-adopt-after": (f"{_TASKS}.adopt:after:1", "open"),
+    "plan-add-commit-before": (f"{_COMPACTOR}/Compactor._add>{_COMMIT}:before:1", "open"),
+    "plan-add-commit-sent": (f"{_COMPACTOR}/Compactor._add>{_COMMIT}>{_WAIT}:sent:1", "open"),
+    "plan-second-tenant-before": (f"{_COMPACTOR}/Compactor._add:before:2", "open"),
+    "plan-running-before": ("eventstore.retention.journal/Journal.set_running:before:1", "open"),
+    "plan-running-after": ("eventstore.retention.journal/Journal.set_running:after:1", "open"),
+    # claim, renew
+    "claim-before": (f"{_TASKS}.claim:before:1", "open"),
+    "claim-commit-before": (f"{_TASKS}.claim>{_COMMIT}:before:1", "open"),
+    "claim-commit-sent": (f"{_TASKS}.claim>{_COMMIT}>{_WAIT}:sent:1", "open"),
+    "claim-after": (f"{_TASKS}.claim:after:1", "open"),
+    "renew-commit-before": (f"{_TASKS}.renew>{_COMMIT}:before:1", None),
+    "renew-commit-sent": (f"{_TASKS}.renew>{_COMMIT}>{_WAIT}:sent:1", None),
+    "renew-after": (f"{_TASKS}.renew:after:1", None),
     # seal
     "seal-before": (f"{_RUN}/seal_window:before:1", "open"),
     "seal-commit-before": (f"{_RUN}/seal_window>{_COMMIT}:before:1", "open"),
@@ -80,8 +102,56 @@ RETENTION_POINTS = {
     "drop-commit-sent": (f"{_RUN}/drop_window>{_COMMIT}>{_WAIT}:sent:1", "dropped"),
     "drop-after": (f"{_RUN}/drop_window:after:1", "dropped"),
     "drop-second-window-commit-before": (f"{_RUN}/drop_window>{_COMMIT}:before:2", "dropped"),
+    # done
+    "done-before": (f"{_TASKS}.done:before:1", "dropped"),
+    "done-commit-before": (f"{_TASKS}.done>{_COMMIT}:before:1", "dropped"),
+    "done-commit-sent": (f"{_TASKS}.done>{_COMMIT}>{_WAIT}:sent:1", "dropped"),
+    "done-after": (f"{_TASKS}.done:after:1", "dropped"),
     # journal
     "journal-finish-before": ("eventstore.retention.journal/Journal.finish:before:1", "dropped"),
     "journal-entry-written": (f"eventstore.retention.journal/Journal.finish>{_COMMIT}:after:1", "dropped"),
     "journal-finish-after": ("eventstore.retention.journal/Journal.finish:after:1", "dropped"),
+}
+
+# point, target afterwards
+MOVE_POINTS = {
+    "copy-before": (f"{_STEPS}/copy_segment:before:1", "archive"),
+    "copy-put-before": (f"{_STEPS}/copy_segment>{_FILE}/FileTarget.put:before:1", "archive"),
+    "copy-put-after": (f"{_STEPS}/copy_segment>{_FILE}/FileTarget.put:after:1", "archive"),
+    "copy-after": (f"{_STEPS}/copy_segment:after:1", "archive"),
+    "copy-second-part-after": (f"{_STEPS}/copy_segment:after:2", "archive"),
+    "move-commit-before": (f"{_MOVE}/cut_over_move>{_COMMIT}:before:1", "archive"),
+    "move-commit-sent": (f"{_MOVE}/cut_over_move>{_COMMIT}>{_WAIT}:sent:1", "near"),
+    "move-after": (f"{_MOVE}/cut_over_move:after:1", "near"),
+    "move-second-window-after": (f"{_MOVE}/cut_over_move:after:2", "near"),
+    "remove-delete-before": (f"{_REMOVE}>{_FILE}/FileTarget.delete:before:1", "near"),
+    "remove-delete-after": (f"{_REMOVE}>{_FILE}/FileTarget.delete:after:1", "near"),
+    "remove-commit-sent": (f"{_REMOVE}>{_COMMIT}>{_WAIT}:sent:1", "near"),
+    "remove-after": (f"{_REMOVE}:after:1", "near"),
+}
+
+# point, state afterwards
+EXPIRY_POINTS = {
+    "expire-before": (f"{_EXPIRE}/_take_out:before:1", "dropped"),
+    "expire-signed": (f"{_EXPIRE}/_certify:after:1", "dropped"),
+    "expire-commit-before": (f"{_EXPIRE}/_take_out>{_COMMIT}:before:1", "dropped"),
+    "expire-commit-sent": (f"{_EXPIRE}/_take_out>{_COMMIT}>{_WAIT}:sent:1", "expired"),
+    "expire-after": (f"{_EXPIRE}/_take_out:after:1", "expired"),
+    "certificate-put-before": ("eventstore.governance.certificates/put_certificate:before:1", "expired"),
+    "certificate-put-after": ("eventstore.governance.certificates/put_certificate:after:1", "expired"),
+    "certificate-stored": (f"{_EXPIRE}/store_copies:after:1", "expired"),
+    "destroy-delete-before": (f"{_REMOVE}>{_FILE}/FileTarget.delete:before:1", "expired"),
+    "destroy-delete-after": (f"{_REMOVE}>{_FILE}/FileTarget.delete:after:1", "expired"),
+    "destroy-commit-sent": (f"{_REMOVE}>{_COMMIT}>{_WAIT}:sent:1", "expired"),
+    "destroy-second-part-before": (f"{_REMOVE}>{_FILE}/FileTarget.delete:before:2", "expired"),
+    "destroy-after": (f"{_REMOVE}:after:2", "expired"),
+}
+
+# A policy with other windows comes into force with a run: point, the unit afterwards
+_BEGIN = f"{_COMPACTOR}/Compactor._begin"
+UNIT_POINTS = {
+    "unit-before": (f"{_COMPACTOR}/bring_units_into_force:before:1", "hour"),
+    "unit-commit-before": (f"{_COMPACTOR}/bring_units_into_force:after:1", "hour"),
+    "unit-commit-sent": (f"{_BEGIN}>{_COMMIT}>{_WAIT}:sent:4", "day"),
+    "unit-commit-after": (f"{_BEGIN}>{_COMMIT}:after:4", "day"),
 }

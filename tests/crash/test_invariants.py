@@ -178,9 +178,10 @@ DAMAGE: dict[str, tuple[Callable[[World], None], set[str]]] = {
     ),
     "segments row twice": (
         _catalog(
-            "INSERT INTO segments SELECT tenant_id, first_seq + 1, last_seq, window_from, part, key || 'x',"
-            " hash_before, hash_after, min_recorded_at, max_recorded_at, size_bytes, sha256, schema_version"
-            " FROM segments WHERE tenant_id = 'alpha' AND first_seq = 1"
+            "CREATE TEMP TABLE c ON COMMIT DROP AS SELECT * FROM segments"
+            " WHERE tenant_id = 'alpha' AND first_seq = 1",
+            "UPDATE c SET first_seq = first_seq + 1, key = key || 'x'",
+            "INSERT INTO segments SELECT * FROM c",
         ),
         {"segment-missing", "segment"},
     ),

@@ -17,17 +17,21 @@ from typing import Any, TypeVar
 import numpy as np
 import psycopg
 
-from eventstore.catalog.tenants import create_tenant
+from eventstore.app import open_store
 from eventstore.clock import US_PER_S, parse_time_us
 from eventstore.db.engine import Database
+from eventstore.governance.tenants import create_tenant
 from eventstore.hot.batch import pending_batch
 from eventstore.hot.log import log_transaction
-from eventstore.model.policy import Policy
+from eventstore.model.policy import ArchiveTier, Ending, Policy
+from eventstore.model.run import RunKind
 from eventstore.model.window import WindowUnit
+from eventstore.retention.compactor import RunOrder
+from eventstore.settings import Settings
 from eventstore.testing.invariants import Report, check_store
-from tests.crash.child import Acks, new_event
+from tests.crash.child import FURTHER_TARGETS, Acks, new_event
 
-__all__ = ["BASE_US", "HOUR_US", "TENANTS", "Host", "Process", "World", "seed", "until"]
+__all__ = ["BASE_US", "HOUR_US", "TENANTS", "TIERED", "UNTIERED", "Host", "Process", "World", "seed", "until"]
 
 TENANTS = ("alpha", "beta")
 HOUR_US = 3600 * US_PER_S
@@ -35,6 +39,15 @@ BASE_US = parse_time_us("2024-03-01T00:00:00Z")
 SEED_HOURS = 2
 SEED_EVENTS = 40  # a tenant and hour
 DEADLINE_S = 60.0
+
+# Windows are due as soon as they end. Ten hours in each tier, and then no more.
+UNTIERED = Policy(WindowUnit.HOUR, 0)
+TIERED = Policy(
+    WindowUnit.HOUR,
+    0,
+    tuple(ArchiveTier(name, 10 * HOUR_US) for name in ("archive", *FURTHER_TARGETS)),
+    Ending.EXPIRE,
+)
 
 T = TypeVar("T")
 
@@ -62,6 +75,15 @@ class Process:
         if self.status is None:
             os.kill(self.pid, signal.SIGKILL)
         self.wait()
+
+    def is_stopped(self) -> bool:
+        """Whether it was stopped by SIGSTOP."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2][0] == "T"
+
+    def end(self) -> None:
+        """SIGTERM, and wait until it has ended well."""
+        os.kill(self.pid, signal.SIGTERM)
+        assert self.wait() == 0, self.log.read_text()
 
     def wait(self) -> int:
         assert self.ended.wait(DEADLINE_S), f"{self.name} did not end; {self.log.read_text()}"
@@ -128,16 +150,18 @@ class Host:
                 self._came.notify_all()
 
 
-def seed(url: str) -> dict[str, list[tuple[int, bytes]]]:
-    """Tenants with hourly windows that are due as soon as they end, and two closed windows each."""
+def seed(
+    url: str, policy: Policy = UNTIERED, *, start_us: int = BASE_US, hours: int = SEED_HOURS
+) -> dict[str, list[tuple[int, bytes]]]:
+    """Tenants with hourly windows, so many of them closed."""
     database = Database(url)
     database.open()
     stored: dict[str, list[tuple[int, bytes]]] = {}
     try:
         for tenant in TENANTS:
-            create_tenant(database, tenant, Policy(WindowUnit.HOUR, 0))
-            count = SEED_HOURS * SEED_EVENTS
-            times = BASE_US + np.arange(count, dtype=np.int64) * (HOUR_US // SEED_EVENTS)
+            create_tenant(database, tenant, policy)
+            count = hours * SEED_EVENTS
+            times = start_us + np.arange(count, dtype=np.int64) * (HOUR_US // SEED_EVENTS)
             with database.connection() as conn, log_transaction(conn, tenant, {}) as log:
                 ids = log.write(pending_batch([new_event(n, None) for n in range(count)]), times)
             stored[tenant] = list(enumerate(ids.to_pylist(), start=1))
@@ -154,7 +178,7 @@ class World:
     ) -> None:
         self.host, self.url, self.folder, self.seeded = host, url, folder, seeded
         self.archive = folder / "archive"
-        self.archive.mkdir()
+        self.archive.mkdir(exist_ok=True)
         self.stop = folder / "stop"
         self._acks: dict[Path, Acks] = {}
         self.processes: list[Process] = []
@@ -182,9 +206,27 @@ class World:
     def retention(self, name: str, now_us: int, *more: object) -> Process:
         return self.start("retain", name, "--now", now_us, *more, stoppable=False)
 
-    def run_retention(self, name: str, now_us: int) -> dict[str, Any]:
+    def worker(self, name: str, *more: object, lease_s: float = 0.5) -> Process:
+        """A worker; Postgres soon ends its transactions if it is stopped in one. Ready when this returns."""
+        process = self.start("work", name, "--lease", lease_s, "--idle", "700ms", *more, stoppable=False)
+        until(lambda: process.lines() or process.status is not None, f"{name} is ready")
+        assert process.status is None, self.host.log.read_text()
+        return process
+
+    def plan(self, now_us: int, kind: RunKind = RunKind.RETENTION) -> None:
+        """Plan a run, and leave the work to the workers."""
+        settings = Settings(
+            database_url=self.url,
+            home=self.folder,
+            archive_url=self.archive.as_uri(),
+            targets={name: (self.folder / name).as_uri() for name in FURTHER_TARGETS},
+        )
+        with open_store(settings) as store:
+            store.compactor.start(store.compactor.tenants(), now_us, order=RunOrder(kind))
+
+    def run_retention(self, name: str, now_us: int, *more: object) -> dict[str, Any]:
         """A whole run that nothing disturbs; its report."""
-        process = self.retention(name, now_us)
+        process = self.retention(name, now_us, *more)
         assert process.wait() == 0, f"{name} failed: {self.host.log.read_text()}"
         report: dict[str, Any] = json.loads(process.lines()[-1])
         return report
@@ -233,24 +275,43 @@ class World:
                 f"the connections of {names} are gone",
             )
 
-    def first_window_state(self) -> str:
-        """The state of the first tenant's first window."""
+    def query(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.url, autocommit=True) as conn:
-            row = conn.execute(
-                "SELECT state FROM windows WHERE tenant_id = %s ORDER BY window_from LIMIT 1", [TENANTS[0]]
-            ).fetchone()
-        assert row is not None
-        return str(row[0])
+            return conn.execute(query.encode(), parameters).fetchall()
+
+    def first_window(self) -> tuple[str, str | None]:
+        """The state of the first tenant's first window, and its target."""
+        query = "SELECT state, target FROM windows WHERE tenant_id = %s ORDER BY window_from LIMIT 1"
+        ((state, target),) = self.query(query, TENANTS[0])
+        return state, target
+
+    def first_window_state(self) -> str:
+        return self.first_window()[0]
+
+    def unfinished(self) -> int:
+        """How many tasks are waiting or worked on."""
+        ((count,),) = self.query("SELECT count(*) FROM tasks WHERE state IN ('waiting', 'running')")
+        return int(count)
 
     # --- judgement ------------------------------------------------------------------------------------
 
     def check(self, *, orphans_allowed: bool = True) -> Report:
         """The independent checker's word, on the store as it is now, appends in flight or not."""
         acknowledged = self.acknowledged()
-        report = check_store(self.url, self.archive, acknowledged=acknowledged)
+        folders = {path.name: path for path in (self.archive, *(self.folder / n for n in FURTHER_TARGETS))}
+        report = check_store(self.url, folders, acknowledged=acknowledged)
         assert not report.violations, str(report)
         assert orphans_allowed or not report.orphans, str(report)
         return report
+
+    def check_completed_once(self) -> int:
+        """No action on a window was completed twice, whatever was in the way; how many were."""
+        rows = self.query(
+            "SELECT tenant_id, window_from, detail ->> 'action', count(*) FROM run_entries"
+            " WHERE kind = 'window_completed' GROUP BY 1, 2, 3"
+        )
+        assert all(count == 1 for *_, count in rows), rows
+        return len(rows)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def last_seq(store: Store) -> int:
 
 
 def whole(store: Store) -> None:
-    report = verify_log(store.tiers, store.target, "acme")
+    report = verify_log(store.tiers, store.targets, "acme")
     assert report.ok, report.problems
 
 

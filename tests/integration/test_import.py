@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eventstore.catalog.tenants import create_tenant
 from eventstore.clock import SystemClock, to_iso, to_us
 from eventstore.db.engine import Database
 from eventstore.errors import InputError, StateError, TenantNotFoundError
+from eventstore.governance.tenants import create_tenant
 from eventstore.intake import readers
 from eventstore.intake.importer import ImportFormat, ImportProgress, ImportReport, import_file
 from eventstore.model.event import Event, canonical_bytes, chain_hash, chain_start

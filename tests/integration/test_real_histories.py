@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from eventstore.app import Store, open_store
-from eventstore.catalog.tenants import create_tenant
 from eventstore.clock import US_PER_S
+from eventstore.governance.tenants import create_tenant
 from eventstore.intake.importer import import_file
 from eventstore.integrity.verify import verify_log
 from eventstore.model.policy import Policy
@@ -168,7 +168,7 @@ def test_hot_holds_only_what_the_policy_keeps(imported: Store, path: Path) -> No
 
 @pytest.mark.parametrize("path", _FILES, ids=_tenant)
 def test_verifies(imported: Store, path: Path) -> None:
-    report = verify_log(imported.tiers, imported.target, _tenant(path))
+    report = verify_log(imported.tiers, imported.targets, _tenant(path))
     assert report.problems == []
     assert report.events == pq.read_metadata(path).num_rows
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eventstore.app import Store
-from eventstore.catalog.tenants import create_tenant
+from eventstore.governance.tenants import create_tenant
 from eventstore.hot import append as append_module
 from eventstore.hot.append import AppendRequest
 from eventstore.hot.batch import pending_batch, stamp

@@ -205,7 +205,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def verify(self) -> None:
-        report = verify_log(self.store.tiers, self.store.target, self.tenant)
+        report = verify_log(self.store.tiers, self.store.targets, self.tenant)
         assert report.ok, report.problems
         assert report.events == len(self.model.events)
 

@@ -55,7 +55,8 @@ def commands(command: Any, name: str = "eventstore") -> Iterator[tuple[str, set[
         for child_name, child in command.commands.items():
             yield from commands(child, f"{name} {child_name}")
         return
-    options = {o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")}
+    shown = [p for p in command.params if not getattr(p, "hidden", False)]
+    options = {o for p in shown for o in (*p.opts, *p.secondary_opts) if o.startswith("--")}
     arguments = [p.name.upper() for p in command.params if p.param_type_name == "argument"]
     yield name, options - {"--help"}, arguments
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from eventstore.app import Store
 from eventstore.archive.target import ArchiveTarget, ObjectInfo
-from eventstore.catalog.tenants import create_tenant
 from eventstore.clock import US_PER_S, FixedClock, parse_time_us
 from eventstore.columns.schema import EVENT_SCHEMA
+from eventstore.governance.tenants import create_tenant
 from eventstore.hot.append import AppendRequest, AppendResult
 from eventstore.model.event import TEXT_FIELDS, Event, NewEvent
 from eventstore.model.policy import Policy
@@ -128,8 +128,12 @@ def uuid_text(octets: bytes) -> str:
     return str(UUID(bytes=octets))
 
 
+def _is_segment(key: str) -> bool:
+    return key.endswith(".parquet")
+
+
 class FaultyTarget:
-    """A real target, into whose verbs a test puts faults. `opened` alters what `open` gives, `after_put`
+    """A real target, into whose verbs a test puts faults when they are about segments. `opened` alters what `open` gives, `after_put`
     is called when an object has been stored, `before_open` when it is about to be read."""
 
     def __init__(
@@ -146,19 +150,19 @@ class FaultyTarget:
         self._stage = stage
 
     def stage(self, key: str) -> Path:
-        return self._inner.stage(key) if self._stage is None else self._stage(key)
+        return self._inner.stage(key) if self._stage is None or not _is_segment(key) else self._stage(key)
 
-    def put(self, key: str, staged: Path) -> bool:
-        created = self._inner.put(key, staged)
-        if self._after_put is not None:
+    def put(self, key: str, staged: Path, *, retain_until_us: int | None = None) -> bool:
+        created = self._inner.put(key, staged, retain_until_us=retain_until_us)
+        if self._after_put is not None and _is_segment(key):
             self._after_put(key)
         return created
 
     def open(self, key: str) -> BufferedIOBase:
-        if self._before_open is not None:
+        if self._before_open is not None and _is_segment(key):
             self._before_open(key)
         file = self._inner.open(key)
-        if self._opened is None:
+        if self._opened is None or not _is_segment(key):
             return file
         with file:
             return BytesIO(self._opened(key, file.read()))
@@ -172,8 +176,8 @@ class FaultyTarget:
     def delete(self, key: str) -> None:
         self._inner.delete(key)
 
-    def location(self, key: str) -> str:
-        return self._inner.location(key)
+    def local_path(self, key: str) -> Path | None:
+        return self._inner.local_path(key)
 
     def describe(self) -> str:
         return f"faulty {self._inner.describe()}"

@@ -8,7 +8,13 @@ import pytest
 
 from eventstore.archive.layout import segment_key, tenant_prefix
 from eventstore.clock import US_PER_S, FixedClock, SystemClock, from_us, parse_time_us, to_iso, to_us
-from eventstore.db.locks import migration_key, retention_key
+from eventstore.db.locks import (
+    claims_key,
+    destruction_key,
+    governance_key,
+    migration_key,
+    scheduler_key,
+)
 from eventstore.errors import InputError
 from eventstore.model.policy import format_duration, parse_duration_us
 from eventstore.model.query import EventFilter, decode_cursor, encode_cursor
@@ -173,13 +179,14 @@ def test_parts_sort_by_number_and_stay_below_their_tenant() -> None:
 
 
 def test_lock_keys_differ_and_never_change() -> None:
-    keys = {migration_key(), retention_key("a"), retention_key("b"), retention_key("ab")}
-    assert len(keys) == 4
+    keys = {migration_key(), claims_key(), scheduler_key(), governance_key()}
+    keys |= {destruction_key("a"), destruction_key("b"), destruction_key("ab")}
+    assert len(keys) == 7
     assert all(-(2**63) <= key < 2**63 for key in keys)
     # Programs of different versions must exclude one another.
-    assert retention_key("acme") == RETENTION_ACME
+    assert destruction_key("acme") == DESTRUCTION_ACME
     assert migration_key() == MIGRATION
 
 
-RETENTION_ACME = -3444678507417658768
+DESTRUCTION_ACME = 4741307394918801461
 MIGRATION = 4947994604884854307
