@@ -237,6 +237,7 @@ def upgrade() -> None:
         " (SELECT coalesce(max(entry_no), 0) + 1 FROM run_entries), false)"
     )
     op.create_index("run_entries_tenant_ix", "run_entries", ["tenant_id", "run_id"])
+    op.create_index("run_entries_entry_no_ix", "run_entries", ["entry_no"])
 
 
 def downgrade() -> None:

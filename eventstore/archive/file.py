@@ -27,6 +27,7 @@ class FileTarget:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._prefix = f"{root}/"
+        self._identity: tuple[int, int] | None = None  # the folder's device and inode, once it was used
 
     @classmethod
     def from_url(cls, url: str) -> FileTarget:
@@ -44,6 +45,7 @@ class FileTarget:
     def stage(self, key: str) -> Path:
         folder = self._path(key).parent
         try:
+            self._see_root()
             _make_folders(folder)
             prefix = f"{_STAGE_PREFIX}{key.rpartition('/')[2]}."
             _sweep(folder, prefix)
@@ -56,6 +58,7 @@ class FileTarget:
     def put(self, key: str, staged: Path, *, retain_until_us: int | None = None) -> bool:
         path = self._path(key)
         try:
+            self._see_root()
             with staged.open("rb") as file:
                 os.fsync(file.fileno())
             # Dying here leaves a staged file, which no listing shows and no reader opens.
@@ -93,6 +96,7 @@ class FileTarget:
     def delete(self, key: str) -> None:
         path = self._path(key)
         try:
+            self._see_root()
             path.unlink(missing_ok=True)
             if path.parent.is_dir():
                 _sync_folder(path.parent)
@@ -101,6 +105,21 @@ class FileTarget:
 
     def local_path(self, key: str) -> Path | None:
         return self._path(key)
+
+    def _see_root(self) -> None:
+        """The folder must be the one that was used first. If its disk is not mounted any more, another one
+        lies there: what is written into that is hidden when the disk comes back, and what is not in it is not
+        gone."""
+        if self._identity is None:
+            _make_folders(self.root)
+        found = os.stat(self.root)
+        identity = (found.st_dev, found.st_ino)
+        if self._identity is None:
+            self._identity = identity
+        elif self._identity != identity:
+            raise TargetUnavailableError(
+                f"{self.root} is another folder than before", hint="see whether its disk is mounted"
+            )
 
     def describe(self) -> str:
         return f"folder {self.root}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -104,7 +105,9 @@ class S3Target(FsspecTarget):
         # Content-MD5: the server refuses what was damaged on the way, and S3 demands it for locked objects.
         md5 = hashlib.md5(data, usedforsecurity=False).digest()
         extra: dict[str, Any] = {"ContentMD5": base64.b64encode(md5).decode()}
-        if self.object_lock is not None and retain_until_us is not None:
+        # An end that has passed locks nothing, and the server refuses it.
+        ahead = retain_until_us is not None and retain_until_us > time.time_ns() // 1000
+        if self.object_lock is not None and retain_until_us is not None and ahead:
             extra["ObjectLockMode"] = self.object_lock.upper()
             extra["ObjectLockRetainUntilDate"] = datetime.fromtimestamp(-(-retain_until_us // 10**6), UTC)
         # Below twice the chunk size it is a single PUT.

@@ -21,6 +21,7 @@ __all__ = [
     "list_removals",
     "lock_removal",
     "mark_removed",
+    "no_longer_elsewhere",
     "remove_again",
     "removed_keys",
     "request_removal",
@@ -91,6 +92,21 @@ def request_removal(
     if but_not_in is not None:
         chosen = chosen.where(segments.c.target != but_not_in)
     conn.execute(sa.insert(removals).from_select([*_COPIED, "reason"], chosen))
+
+
+def no_longer_elsewhere(conn: sa.Connection, tenant_id: str, window_from_us: int) -> None:
+    """A window is being destroyed: its former copies that are not removed yet are no spare ones any more, and
+    holds stop their deletion as well."""
+    conn.execute(
+        sa.update(removals)
+        .where(
+            removals.c.tenant_id == tenant_id,
+            removals.c.window_from == from_us(window_from_us),
+            removals.c.removed_at.is_(None),
+            removals.c.reason == RemovalReason.MOVED.value,
+        )
+        .values(reason=RemovalReason.EXPIRED.value)
+    )
 
 
 def list_removals(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from eventstore.catalog.removals import RemovalReason, request_removal
+from eventstore.catalog.removals import RemovalReason, no_longer_elsewhere, request_removal
 from eventstore.clock import from_us, to_us
 from eventstore.db.tables import segments, watermarks, windows
 from eventstore.errors import CoverageError
@@ -261,6 +261,7 @@ def expire_window(conn: sa.Connection, tenant_id: str, record: WindowRecord) -> 
     read_watermark(conn, tenant_id, for_update=True)
     _move(conn, tenant_id, record, WindowState.DROPPED, WindowState.EXPIRED, "expired_at", profile=None)
     request_removal(conn, tenant_id, record.first_seq, record.last_seq, RemovalReason.EXPIRED)
+    no_longer_elsewhere(conn, tenant_id, record.window.from_us)
     conn.execute(
         sa.delete(segments).where(
             segments.c.tenant_id == tenant_id,

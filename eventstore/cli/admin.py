@@ -21,7 +21,7 @@ from eventstore.cli.policy import (
     change_from,
     mirror_change,
 )
-from eventstore.clock import SystemClock, to_iso
+from eventstore.clock import to_iso
 from eventstore.governance.policies import policies_of_all, policy_of
 from eventstore.governance.tenants import create_tenant
 from eventstore.settings import load_settings
@@ -44,8 +44,8 @@ def create(
 ) -> None:
     """Make a tenant, with an empty log. What is not given follows the deployment's default policy."""
     change = change_from(window=window, hot_for=hot_for, tiers=tier, then=then)
-    now_us = SystemClock().now_us()
     with open_store(load_settings()) as store:
+        now_us = store.database.now_us()
         made = create_tenant(
             store.database, tenant, change, actor=by, now_us=now_us, known_targets=store.targets.names
         )
@@ -60,7 +60,7 @@ def list_() -> None:
     """Show all tenants and their policies."""
     with open_store(load_settings()) as store, store.database.transaction() as conn:
         found = list_tenants(conn)
-        policies = policies_of_all(conn, SystemClock().now_us())
+        policies = policies_of_all(conn, store.database.now_us())
     table = Table("tenant", "state", "created (UTC)", "policy", box=None, pad_edge=False)
     for tenant in found:
         table.add_row(

@@ -14,7 +14,7 @@ from eventstore.app import open_store
 from eventstore.catalog.tenants import get_tenant
 from eventstore.cli.output import console, errors, plural
 from eventstore.cli.policy import ByOption, JsonOption, mirror_change
-from eventstore.clock import SystemClock, parse_time_us, to_iso
+from eventstore.clock import parse_time_us, to_iso
 from eventstore.errors import EventNotFoundError, InputError, IntegrityError
 from eventstore.governance.certificates import (
     check_certificates,
@@ -72,7 +72,7 @@ def place(
     with open_store(load_settings()) as store:
         if not dry_run:
             placed = place_hold(
-                store.database, tenant, name, reason, by, scope, now_us=SystemClock().now_us()
+                store.database, tenant, name, reason, by, scope, now_us=store.database.now_us()
             )
             mirror_change(store)
         with store.database.transaction() as conn:
@@ -165,7 +165,7 @@ def release(
 ) -> None:
     """End a hold. What other holds cover as well stays held."""
     with open_store(load_settings()) as store:
-        released = release_hold(store.database, tenant, name, by, reason, SystemClock().now_us())
+        released = release_hold(store.database, tenant, name, by, reason, store.database.now_us())
         mirror_change(store)
         with store.database.transaction() as conn:
             left = list_holds(conn, tenant, in_force_only=True)
@@ -190,7 +190,7 @@ def explain(
     if sum(given is not None for given in (window, seq, event_id)) > 1:
         raise InputError("one thing at a time", hint="give --window, --seq or --event-id, or none of them")
     with open_store(load_settings()) as store:
-        now_us, names = SystemClock().now_us(), store.targets.names
+        now_us, names = store.database.now_us(), store.targets.names
         if window is not None:
             found = explain_window(
                 store.database,

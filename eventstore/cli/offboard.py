@@ -14,7 +14,6 @@ from eventstore.app import Store, open_store
 from eventstore.cli.output import bytes_text, console, errors, plural
 from eventstore.cli.policy import ByOption, mirror_change
 from eventstore.cli.retention import stopping_on_signals
-from eventstore.clock import SystemClock
 from eventstore.model.tenant import TenantState
 from eventstore.retention.offboarding import (
     Offboarding,
@@ -64,8 +63,8 @@ def _offboard(
     Without --confirm it lists what would be destroyed. Killed or stopped anywhere, the same command goes on.
     Exit status 1: it was stopped, or something could not be removed yet; run it again.
     """
-    now_us = SystemClock().now_us()
     with open_store(load_settings()) as store:
+        now_us = store.database.now_us()
         if again:
             reopen(store.database, tenant, by=by, reason=reason, now_us=now_us)
             mirror_change(store)

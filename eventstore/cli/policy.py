@@ -14,7 +14,7 @@ from rich.table import Table
 from eventstore.app import Store, open_store
 from eventstore.catalog.tenants import get_tenant
 from eventstore.cli.output import console, errors, plural
-from eventstore.clock import SystemClock, to_iso
+from eventstore.clock import to_iso
 from eventstore.errors import InputError
 from eventstore.governance.policies import apply_change, policy_versions, preview_change
 from eventstore.governance.record import mirror_or_warn
@@ -129,8 +129,8 @@ def mirror_change(store: Store) -> None:
 @app.command("show")
 def show(tenant: TenantOrDefault = None, as_json: JsonOption = False) -> None:
     """Show the policy in force, in words and as a document, and every version of it."""
-    now_us = SystemClock().now_us()
     with open_store(load_settings()) as store, store.database.transaction() as conn:
+        now_us = store.database.now_us()
         if tenant is not None:
             get_tenant(conn, tenant)
         versions = policy_versions(conn, tenant)
@@ -267,8 +267,8 @@ def _change(
     confirm: int | None,
     dry_run: bool,
 ) -> None:
-    now_us = SystemClock().now_us()
     with open_store(load_settings()) as store:
+        now_us = store.database.now_us()
         grace_us = parse_duration_us(store.settings.policy_grace)
         names = store.targets.names
         explained = preview_change(store.database, tenant, change, now_us, names, grace_us=grace_us)

@@ -68,7 +68,7 @@ def expire(
     """
     now_us = SystemClock().now_us() if now is None else check_now(parse_time_us(now))
     with open_store(load_settings()) as store:
-        listed = _show_plan(store, tenant, now_us, RunKind.EXPIRY)
+        listed, only = _show_plan(store, tenant, now_us, RunKind.EXPIRY)
         if confirm is None or confirm != listed:
             if listed:
                 console.print(f"To destroy them: --confirm {listed}", highlight=False)
@@ -79,7 +79,9 @@ def expire(
                     hint="look at the listing again",
                 )
             return
-        report = run_with_progress(store, tenant, now_us, order=RunOrder(RunKind.EXPIRY, _who()))
+        # What has come to be due since the listing is not destroyed with it.
+        order = RunOrder(RunKind.EXPIRY, _who(), only=frozenset(only))
+        report = run_with_progress(store, tenant, now_us, order=order)
     _end(report)
 
 
@@ -157,8 +159,11 @@ def run_with_progress(
         return store.compactor.run(tenants, now_us, order=order, progress=progress, workers=workers)
 
 
-def _show_plan(store: Store, tenant: str | None, now_us: int, kind: RunKind) -> int:
-    """Print what a run would do; the events of the windows that it would take up."""
+def _show_plan(
+    store: Store, tenant: str | None, now_us: int, kind: RunKind
+) -> tuple[int, set[tuple[str, int]]]:
+    """Print what a run would do; the events of the windows that it would take up, and these windows."""
+    listed: set[tuple[str, int]] = set()
     table = Table("tenant", "window", "state", "events", "from", "to", "steps", box=None, pad_edge=False)
     table.columns[3].justify = "right"
     due = failed = events = 0
@@ -172,6 +177,8 @@ def _show_plan(store: Store, tenant: str | None, now_us: int, kind: RunKind) -> 
         for window in plan.due:
             held = f"[yellow]held by {escape(', '.join(window.held_by))}[/]" if window.held_by else ""
             due += not held
+            if not held:
+                listed.add((found.tenant_id, window.record.window.from_us))
             events += 0 if held else window.event_count
             table.add_row(
                 found.tenant_id,
@@ -193,7 +200,7 @@ def _show_plan(store: Store, tenant: str | None, now_us: int, kind: RunKind) -> 
     )
     if failed:
         raise typer.Exit(1)
-    return events
+    return events, listed
 
 
 def _day(us: int) -> str:

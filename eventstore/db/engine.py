@@ -7,8 +7,9 @@ seen to take minutes (docs/design/0005-custom-plans.md).
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import adbc_driver_manager
@@ -18,9 +19,10 @@ import sqlalchemy as sa
 from psycopg_pool import ConnectionPool, PoolTimeout
 from sqlalchemy.engine import make_url
 
+from eventstore.clock import to_us
 from eventstore.errors import BusyError, SetupError
 
-__all__ = ["Database", "Guard"]
+__all__ = ["Database", "Guard", "kept_alive"]
 
 # Looks, at the beginning of a transaction, whether it may still change what it is about to change, and holds
 # that true until the transaction ends; raises if not.
@@ -127,6 +129,11 @@ class Database:
             # A connection given back inside a transaction is rolled back by the pool, a broken one closed.
             self.pool.putconn(conn)
 
+    def now_us(self) -> int:
+        """The database's clock, in µs: the one that decisions and events are stamped by."""
+        with self.transaction() as conn:
+            return to_us(conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one())
+
     def connect_apart(self) -> psycopg.Connection[tuple[Any, ...]]:
         """A connection outside the pool, in autocommit mode, for a lock that lasts; the caller closes it.
 
@@ -167,6 +174,29 @@ class Database:
             for name, value in _SESSION.items():
                 cursor.execute(f"SET {name} = '{value}'")
         return conn
+
+
+@contextmanager
+def kept_alive(conn: sa.Connection, *, every_s: float = 10.0) -> Iterator[None]:
+    """Keep a transaction from being ended as idle while its owner waits for something else, e.g. a target
+    that deletes an object under the transaction's locks. A process that is stopped does not keep it: its
+    locks go, as they must."""
+    driver = conn.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(every_s):
+            with suppress(psycopg.Error):  # whoever owns it meets the error with the next statement
+                driver.execute("SELECT 1")
+
+    thread = threading.Thread(target=beat, name="kept-alive", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

@@ -324,6 +324,7 @@ run_entries = sa.Table(
     sa.Column("window_from", TIMESTAMP(timezone=True)),  # null: about no one window
     sa.Column("detail", JSONB, nullable=False),
     sa.Index("run_entries_tenant_ix", "tenant_id", "run_id"),
+    sa.Index("run_entries_entry_no_ix", "entry_no"),
 )
 
 # What a run has to do, a window at a time. Whoever holds the lease works on it; `fence` rises with each

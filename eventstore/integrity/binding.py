@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from eventstore.archive.layout import MARKER_KEY
 from eventstore.archive.target import ArchiveTarget
 from eventstore.db.engine import Database
-from eventstore.db.tables import deployment, segments
+from eventstore.db.tables import deployment, removals, segments, windows
 from eventstore.errors import ArchiveDamageError, SetupError
+from eventstore.model.policy import DEFAULT_TARGET
 
 __all__ = ["bind_archive"]
 
@@ -29,7 +30,13 @@ def bind_archive(database: Database, name: str, target: ArchiveTarget) -> None:
     """
     with database.transaction() as conn:
         store_id = str(conn.execute(sa.select(deployment.c.store_id)).scalar_one())
-        in_use = conn.execute(sa.select(sa.exists().where(segments.c.target == name))).scalar_one()
+        in_use = conn.execute(
+            sa.select(
+                sa.exists().where(segments.c.target == name)
+                | sa.exists().where(windows.c.target == name, windows.c.state == "archived")
+                | sa.exists().where(removals.c.target == name, removals.c.removed_at.is_(None))
+            )
+        ).scalar_one()
     marked = _read_marker(target)
     if marked is None and in_use:
         raise SetupError(
@@ -38,18 +45,25 @@ def bind_archive(database: Database, name: str, target: ArchiveTarget) -> None:
         )
     if marked is None:
         staged = target.stage(MARKER_KEY)
-        staged.write_text(json.dumps({"store_id": store_id}) + "\n", encoding="utf-8")
+        staged.write_text(json.dumps({"store_id": store_id, "target": name}) + "\n", encoding="utf-8")
         target.put(MARKER_KEY, staged)  # whoever was first, read what is there now
         marked = _read_marker(target)
-    if marked != store_id:
+    if marked is None or marked[0] != store_id:
         raise SetupError(
-            f"{target.describe()} is the archive of another database (store {marked}, not {store_id})",
+            f"{target.describe()} is the archive of another database (store {marked and marked[0]}, "
+            f"not {store_id})",
             hint="give each database an archive of its own: set EVENTSTORE_ARCHIVE_URL or EVENTSTORE_TARGETS",
+        )
+    if marked[1] != name:
+        raise SetupError(
+            f"{target.describe()} is the target {marked[1]!r}, not {name!r}",
+            hint="each name needs a place of its own: a move between two names of one place would destroy it",
         )
 
 
-def _read_marker(target: ArchiveTarget) -> str | None:
-    """The identity in the target's marker; None if it has none."""
+def _read_marker(target: ArchiveTarget) -> tuple[str, str] | None:
+    """The store and the name in the target's marker; None if it has none. One that was made before targets
+    had names is of the default one."""
     try:
         with target.open(MARKER_KEY) as file:
             content = json.loads(file.read())
@@ -59,4 +73,4 @@ def _read_marker(target: ArchiveTarget) -> str | None:
         raise SetupError(
             f"the marker {MARKER_KEY} in {target.describe()} is damaged", hint="restore it from a backup"
         ) from e
-    return str(content["store_id"])
+    return str(content["store_id"]), str(content.get("target", DEFAULT_TARGET))

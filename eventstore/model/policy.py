@@ -27,6 +27,7 @@ __all__ = [
     "PolicyOverride",
     "PolicyVersion",
     "format_duration",
+    "longest_kept",
     "parse_duration_us",
     "policy_in_force",
 ]
@@ -251,6 +252,11 @@ def policy_in_force(
         if current is not None:
             policy, policy_no = current.override.over(policy), max(policy_no, current.policy_no)
     return PolicyInForce(policy, policy_no)
+
+
+def longest_kept(*found: PolicyInForce) -> PolicyInForce:
+    """Of several policies the one that destroys last; of equal ones the first."""
+    return max(found, key=lambda p: float("inf") if p.policy.lifetime_us is None else p.policy.lifetime_us)
 
 
 def _by_number(version: PolicyVersion) -> int:

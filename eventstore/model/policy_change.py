@@ -23,7 +23,7 @@ from eventstore.model.policy import (
     format_duration,
     policy_in_force,
 )
-from eventstore.model.window import WindowRecord, WindowState
+from eventstore.model.window import WindowRecord, WindowState, WindowUnit
 
 __all__ = [
     "Effect",
@@ -243,8 +243,14 @@ def situations(
 
 
 def destroys_sooner(found: Sequence[Situation]) -> bool:
-    """Whether the change gives windows a shorter lifetime, or an end that had none."""
-    return any(_or_far(s.after.lifetime_us) < _or_far(s.before.lifetime_us) for s in found)
+    """Whether the change gives windows a shorter lifetime, or an end that had none; or makes windows shorter
+    that will expire: time counts from a window's end, which then comes sooner."""
+    units = list(WindowUnit)
+    return any(
+        _or_far(s.after.lifetime_us) < _or_far(s.before.lifetime_us)
+        or (s.after.lifetime_us is not None and units.index(s.after.unit) < units.index(s.before.unit))
+        for s in found
+    )
 
 
 @dataclass(slots=True)

@@ -193,7 +193,8 @@ class QualityIssue(Entry, frozen=True, kw_only=True):
 
 
 class SchemaChanged(Entry, frozen=True, kw_only=True):
-    """What is recorded has another shape than in the window before. `type_changed`: name, types, types now."""
+    """What is recorded has another shape than in the window before. `type_changed`: name, types before, types
+    now."""
 
     added: list[str]
     removed: list[str]

@@ -16,7 +16,7 @@ from eventstore.archive.target import ArchiveTarget, ObjectInfo
 from eventstore.catalog.removals import Removal, list_removals, lock_removal, mark_removed
 from eventstore.catalog.tenants import get_tenant
 from eventstore.clock import to_iso
-from eventstore.db.engine import Database
+from eventstore.db.engine import Database, kept_alive
 from eventstore.db.locks import DROP_LOCK_TIMEOUT_MS
 from eventstore.db.partitions import SCHEMA
 from eventstore.db.tables import removals, restores
@@ -158,7 +158,8 @@ def _remove_one(shop: Workshop, removal: Removal) -> None:
     with shop.database.transaction() as conn:
         assert_not_held(conn, removal.tenant_id, removal.key)
         if lock_removal(conn, removal.target, removal.key) is not None:
-            target.delete(removal.key)
+            with kept_alive(conn):
+                target.delete(removal.key)
             # Dying here leaves the row; the object is then deleted again, and is not there.
             mark_removed(conn, removal.target, removal.key)
 

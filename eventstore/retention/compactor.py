@@ -75,6 +75,8 @@ class RunOrder:
     kind: RunKind = RunKind.RETENTION
     requested_by: str = "command line"
     notice_us: int = 0
+    # the (tenant, window's start) that were listed to whoever ordered it; None: all that is due
+    only: frozenset[tuple[str, int]] | None = None
 
 
 class Compactor:
@@ -158,7 +160,11 @@ class Compactor:
         with self._database.transaction() as conn:
             bring_units_into_force(conn, real_us)  # by the clock of the appends, whose windows they align
         self._mirror(journal)
-        for tenant in self.planning.worth_planning(tenants, order.kind, now_us):
+        worth = self.planning.worth_planning(tenants, order.kind, now_us)
+        if order.kind is RunKind.EXPIRY:
+            names = {tenant.tenant_id for tenant in worth}
+            self._unlist([t.tenant_id for t in tenants if t.tenant_id not in names])
+        for tenant in worth:
             try:
                 plan = self.plan(tenant, now_us, order.kind)
                 self._add(journal, plan, order, now_us, counter)
@@ -191,6 +197,8 @@ class Compactor:
     ) -> None:
         tenant_id = plan.tenant.tenant_id
         due = [w for w in plan.due if not w.held_by]
+        if order.only is not None:
+            due = [w for w in due if (tenant_id, w.record.window.from_us) in order.only]
         if order.kind is RunKind.EXPIRY:
             due = self._listed(tenant_id, due, now_us - order.notice_us, now_us)
         with self._database.transaction() as conn:
@@ -215,16 +223,36 @@ class Compactor:
     def _listed(
         self, tenant_id: str, due: Sequence[WindowPlan], listed_by_us: int, now_us: int
     ) -> list[WindowPlan]:
-        """Those of the windows that were listed as expired by then; the others are listed from now on."""
+        """Those of the windows that were listed as expired by then; the others are listed from now on. One
+        that is not due any more, held or kept by its policy, is listed anew when it is: its notice begins
+        again."""
         froms = [from_us(window.record.window.from_us) for window in due]
         mine = (windows.c.tenant_id == tenant_id) & windows.c.window_from.in_(froms)
         with self._database.transaction() as conn:
+            conn.execute(
+                sa.update(windows)
+                .where(
+                    windows.c.tenant_id == tenant_id,
+                    windows.c.listed_us.is_not(None),
+                    windows.c.window_from.not_in(froms),
+                )
+                .values(listed_us=None)
+            )
             conn.execute(
                 sa.update(windows).where(mine, windows.c.listed_us.is_(None)).values(listed_us=now_us)
             )
             query = sa.select(windows.c.window_from).where(mine, windows.c.listed_us <= listed_by_us)
             listed = {to_us(found) for found in conn.execute(query).scalars()}
         return [window for window in due if window.record.window.from_us in listed]
+
+    def _unlist(self, tenants: Collection[str]) -> None:
+        """Nothing of these tenants has expired: what was listed before is listed anew when it does."""
+        with self._database.transaction() as conn:
+            conn.execute(
+                sa.update(windows)
+                .where(windows.c.tenant_id.in_(tenants), windows.c.listed_us.is_not(None))
+                .values(listed_us=None)
+            )
 
     def _work(self, worker: Worker, run_id: uuid.UUID, tenants: Collection[str]) -> None:
         try:

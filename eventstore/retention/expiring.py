@@ -16,6 +16,7 @@ from eventstore.catalog.windows import (
     list_entity_filters,
     list_segments,
 )
+from eventstore.clock import to_us
 from eventstore.db.tables import deployment, heads
 from eventstore.errors import StateError
 from eventstore.governance.certificates import next_certificate, store_certificate, store_copies
@@ -23,7 +24,7 @@ from eventstore.governance.holds import holds_in_force, lock_destruction
 from eventstore.governance.policies import policy_of
 from eventstore.model.certificate import Certificate, CertificateKind, DestroyedSegment
 from eventstore.model.hold import Hold
-from eventstore.model.policy import PolicyInForce
+from eventstore.model.policy import PolicyInForce, longest_kept
 from eventstore.model.run import Warned
 from eventstore.model.segment import Segment
 from eventstore.model.window import WindowState
@@ -45,6 +46,7 @@ def expire(task: TaskContext) -> None:
         with task.step("certify and take out of the log"):
             holds = _take_out(task)
         if holds:
+            task.kept = True
             names = ", ".join(hold.name for hold in holds)
             task.tell(Warned(message=f"window {task.window} is kept: held by {names}"))
             return
@@ -65,7 +67,12 @@ def _take_out(task: TaskContext) -> list[Hold]:
         with task.database.transaction() as conn:
             task.guard(conn)
             lock_destruction(conn, tenant_id)
-            policy = policy_of(conn, tenant_id, task.now_us)
+            # Under the policy at the run's time, and under the one that is in force by now: whoever has made
+            # it longer since was told that nothing is destroyed under the former one.
+            present_us = to_us(conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one())
+            policy = longest_kept(
+                policy_of(conn, tenant_id, task.now_us), policy_of(conn, tenant_id, present_us)
+            )
             expires_us = policy.policy.expires_at(record.window)
             if expires_us is None or expires_us > task.now_us:
                 raise StateError(

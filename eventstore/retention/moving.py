@@ -75,5 +75,6 @@ def _copy(task: TaskContext, wanted: str) -> None:
     )
     with task.step("cut over"):
         cut_over_move(task.database, record, verified, wanted, guard=task.guard)
+    task.copied = True
     # Dying here leaves both copies, of which the new one counts; the former is in `removals`.
     task.record = task.reread()

@@ -16,7 +16,7 @@ from eventstore.db.partitions import list_leaves
 from eventstore.db.tables import heads, removals, windows
 from eventstore.governance.holds import holds_in_force
 from eventstore.governance.policies import policies_of_all, policy_of
-from eventstore.model.policy import PolicyInForce
+from eventstore.model.policy import PolicyInForce, longest_kept
 from eventstore.model.run import RunKind
 from eventstore.model.tenant import Head, Tenant, TenantState
 from eventstore.model.window import Window, WindowRecord, WindowState
@@ -103,7 +103,10 @@ class Planning:
             TargetUnavailableError: what a hold covers could not be found out.
         """
         with self._database.engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
-            policy = policy_of(conn, tenant.tenant_id, now_us)
+            present_us = to_us(conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one())
+            policy = longest_kept(
+                policy_of(conn, tenant.tenant_id, now_us), policy_of(conn, tenant.tenant_id, present_us)
+            )
             records = list_windows(conn, tenant.tenant_id)
             unremoved, _ = self._removals(conn, tenant, records)
             held = self._held(conn, tenant, policy, records, now_us)

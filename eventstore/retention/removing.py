@@ -9,7 +9,11 @@ repeated.
 from __future__ import annotations
 
 from eventstore.archive.target import ArchiveTarget
+from eventstore.archive.verify import digest_segment
 from eventstore.catalog.removals import Removal, list_removals, lock_removal, mark_removed
+from eventstore.catalog.windows import list_segments
+from eventstore.db.engine import kept_alive
+from eventstore.errors import ArchiveDamageError
 from eventstore.governance.holds import holds_in_force, lock_destruction
 from eventstore.model.hold import Hold
 from eventstore.model.run import FileRemoved, Warned
@@ -32,6 +36,9 @@ def remove_objects(task: TaskContext) -> int:
     kept = 0
     for removal in pending:
         task.check_stop()
+        if not removal.destroys and not task.copied and not _is_elsewhere(task, removal):
+            kept += 1
+            continue
         holds = _remove(task, task.target(removal.target), removal)
         if holds:
             kept += 1
@@ -49,6 +56,20 @@ def remove_objects(task: TaskContext) -> int:
     return kept
 
 
+def _is_elsewhere(task: TaskContext, removal: Removal) -> bool:
+    """Whether what counts instead of a former copy is whole. It was read back before it counted; but that may
+    be long ago, if the former copy's target was away since, and this may be the last good one."""
+    with task.database.transaction() as conn:
+        known = list_segments(conn, removal.tenant_id, seq_from=removal.first_seq, seq_to=removal.last_seq)
+    try:
+        for segment in known:
+            digest_segment(task.target(segment.target), segment)
+    except ArchiveDamageError as e:
+        task.tell(Warned(message=f"{removal.key} in {removal.target!r} is kept, it may be needed: {e}"))
+        return False
+    return True
+
+
 def _remove(task: TaskContext, target: ArchiveTarget, removal: Removal) -> list[Hold]:
     """Delete one object; or the holds that stop it."""
     judged: dict[frozenset[object], list[Hold]] = {}
@@ -59,12 +80,14 @@ def _remove(task: TaskContext, target: ArchiveTarget, removal: Removal) -> list[
             locked = lock_removal(conn, removal.target, removal.key)
             if locked is None:
                 return []  # somebody else has done it
-            in_force = holds_in_force(conn, removal.tenant_id) if removal.destroys else []
+            # As it is now: what was a former copy may be the last one since.
+            in_force = holds_in_force(conn, removal.tenant_id) if locked.destroys else []
             known = frozenset(hold.hold_id for hold in in_force)
             covering = [] if not in_force else judged.get(known)
             if covering is not None:
                 if not covering:
-                    target.delete(removal.key)
+                    with kept_alive(conn):
+                        target.delete(removal.key)
                     mark_removed(conn, removal.target, removal.key)
                 return covering
         # What the holds cover may take reading the segment: not in a transaction that others wait for.

@@ -168,6 +168,11 @@ class Scheduler:
         with self._database.transaction() as conn:
             query = sa.select(jobs.c.last_started_us).where(jobs.c.job == name).with_for_update()
             last_us = conn.execute(query).scalar_one_or_none()
+            if last_us is not None and last_us > now_us:
+                # A clock was ahead once: without this the job would not run before that time has come.
+                _log.warning("job %s began in the future, by its record; it counts as begun now", name)
+                last_us = now_us
+                conn.execute(sa.update(jobs).where(jobs.c.job == name).values(last_started_us=now_us))
             fire_us = None if last_us is None else next_fire_us(trigger, last_us)
             if last_us is None or (fire_us is not None and fire_us <= now_us):
                 values = {"last_started_us": now_us}

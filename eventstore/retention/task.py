@@ -67,6 +67,8 @@ class TaskContext:
     requested_by: str
     record: WindowRecord
     steps_ms: dict[str, int] = field(default_factory=dict)
+    copied: bool = False  # what counts now was read back within this task
+    kept: bool = False  # a hold stopped it
     segments: int = 0
     size_bytes: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -170,7 +172,7 @@ class TaskContext:
         """The journal's word for the end of the task."""
         return WindowCompleted(
             action=self.claim.action,
-            events=self.record.event_count or 0,
+            events=0 if self.kept else self.record.event_count or 0,
             segments=self.segments,
             size_bytes=self.size_bytes,
             duration_ms=round((time.monotonic() - self.started) * 1000),

@@ -32,7 +32,16 @@ def test_torture(
     host = Host(tmp_path / "log")  # of its own: what it starts has other settings
     try:
         with a_world(host, url, tmp_path, seeded) as world:
-            print(Torture(world, start_us + SEEDED_HOURS * HOUR_US, seconds, chosen).run())
+            torture = Torture(world, start_us + SEEDED_HOURS * HOUR_US, seconds, chosen)
+            try:
+                print(torture.run())
+            except BaseException:
+                print(f"{torture}\n{host.log.read_text()[-20_000:]}")
+                for row in world.query("SELECT * FROM tasks WHERE state <> 'done'") + world.query(
+                    "SELECT * FROM governor"
+                ):
+                    print(*row)
+                raise
     finally:
         host.close()
     with psycopg.connect(server_url, autocommit=True) as conn:

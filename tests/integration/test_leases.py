@@ -31,6 +31,7 @@ from eventstore.model.window import WindowUnit
 from eventstore.retention.compactor import RunOrder
 from eventstore.retention.tasks import Claim, Tasks
 from eventstore.testing.invariants import check_store
+from tests.crash.fixtures import host, seeded_template, tiered_template, tiered_world, world
 from tests.crash.world import BASE_US, HOUR_US, World, until
 from tests.unit.helpers import (
     DAY_US,
@@ -42,7 +43,13 @@ from tests.unit.helpers import (
     run_retention,
 )
 
-pytest_plugins = ("tests.crash.fixtures",)
+__all__ = [
+    "host",
+    "seeded_template",
+    "tiered_template",
+    "tiered_world",
+    "world",
+]  # fixtures, for pytest to find
 
 _ARCHIVING = "eventstore.retention.archiving"
 _MOVING = "eventstore.retention.moving"
@@ -250,7 +257,7 @@ def test_no_two_workers_ever_have_one_window(board: Board) -> None:
                     assert claim.tenant_id not in {tenant for tenant, _ in held}
                     held.add(window)
                     order.append(claim)
-                if len(order) % 5 == 0:
+                for _ in range(3):  # long enough for the others to come in between
                     assert board.tasks.renew(claim)
                 with lock:
                     held.remove(window)
@@ -419,13 +426,14 @@ def test_sigterm_ends_a_worker_between_two_segments(store: Store, archive_dir: P
         until(lambda: execute(url, files)[0][0] > 2, "some segments are written")
         started = time.monotonic()
         worker.terminate()
-        _, said = worker.communicate(timeout=30)
+        before = execute(url, files)[0][0]
+        _, said = worker.communicate(timeout=60)
         took_s = time.monotonic() - started
     assert worker.returncode == 0, said.decode()
     written = execute(url, files)[0][0]
-    assert 2 < written < _EVENTS // _SEGMENT_ROWS
+    # A second or so; but it is the nicest of processes, and gives way to all others.
     print(f"SIGTERM took {took_s:.2f} s, after {written} segments")
-    assert took_s < 10
+    assert 2 < written <= before + 2 < _EVENTS // _SEGMENT_ROWS
     # Given back, not counted as a try, and nothing of it is lost.
     assert execute(url, "SELECT state, attempts, holder FROM tasks") == [("waiting", 0, None)]
     assert execute(url, "SELECT state FROM windows") == [("sealed",)]

@@ -295,8 +295,14 @@ def _is_connected(url: str | None, name: str) -> bool:
 # --- beside `serve` -----------------------------------------------------------------------------------
 
 
-def _serve(settings: Settings, tmp_path: Path, *more: str) -> subprocess.Popen[bytes]:
-    return start(settings, "serve", "serve", "--port", "0", *more, out=tmp_path / "log")
+@contextmanager
+def _serving(settings: Settings, tmp_path: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = start(settings, "serve", "serve", "--port", "0", *more, out=tmp_path / "log")
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _has_ended(process: psutil.Process) -> bool:
@@ -315,8 +321,7 @@ def _says(tmp_path: Path, words: str) -> None:
 def test_serve_starts_the_scheduler_and_takes_it_along(
     settings: Settings, tmp_path: Path, how: signal.Signals
 ) -> None:
-    serving = _serve(settings, tmp_path)
-    try:
+    with _serving(settings, tmp_path) as serving:
         until(lambda: leader(settings.database_url), "the scheduler leads")
         (scheduler,) = psutil.Process(serving.pid).children()
         assert "scheduler" in scheduler.cmdline()
@@ -325,36 +330,23 @@ def test_serve_starts_the_scheduler_and_takes_it_along(
         assert serving.wait(60) in (0, -how), (tmp_path / "log").read_text()
         until(lambda: _has_ended(scheduler), "the scheduler has ended with it")
         assert leader(settings.database_url) is None
-    finally:
-        serving.kill()
-        serving.wait()
 
 
 def test_serve_killed_while_the_scheduler_starts(settings: Settings, tmp_path: Path) -> None:
     """Before it could ask the kernel to be told."""
-    serving = _serve(settings, tmp_path)
-    try:
+    with _serving(settings, tmp_path) as serving:
         (scheduler,) = until(psutil.Process(serving.pid).children, "the scheduler's process is there")
         serving.kill()
         serving.wait()
         until(lambda: _has_ended(scheduler), "the scheduler has ended too")
         assert leader(settings.database_url) is None
-    finally:
-        serving.kill()
-        serving.wait()
 
 
 def test_serve_without_a_scheduler(settings: Settings, tmp_path: Path) -> None:
-    serving = _serve(settings, tmp_path, "--no-scheduler")
-    try:
+    with _serving(settings, tmp_path, "--no-scheduler") as serving:
         _says(tmp_path, "Serving http")
         assert psutil.Process(serving.pid).children() == []
         assert leader(settings.database_url) is None
-        serving.terminate()
-        serving.wait(60)
-    finally:
-        serving.kill()
-        serving.wait()
 
 
 # --- tables made ahead ------------------------------------------------------------------------------

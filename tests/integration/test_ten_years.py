@@ -1,7 +1,7 @@
 """Ten years of real histories under three-tier policies, day by day on a simulated clock.
 
 At every step every event is there exactly once, hot, in one target, or under a certificate; holds are
-respected, certificates chained, and the hot tier is within policy. `ten_years` has the judge.
+respected, certificates chained, and the hot tier is within policy. `ten_years_judge` judges.
 
 The real histories are looked for as `test_real_histories` does, and that test is skipped without them. By
 default it takes a whole history and a part of another, and visits every thirtieth day, and each day where

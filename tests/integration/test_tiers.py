@@ -11,13 +11,15 @@ import pytest
 
 from eventstore.app import Store, open_store
 from eventstore.clock import FixedClock
-from eventstore.errors import BusyError
+from eventstore.errors import BusyError, SetupError, TargetUnavailableError
 from eventstore.governance.certificates import check_certificates, list_certificates, trusted_keys
 from eventstore.governance.holds import place_hold, release_hold
+from eventstore.governance.policies import apply_change
 from eventstore.governance.tenants import create_tenant
+from eventstore.integrity.binding import bind_archive
 from eventstore.integrity.verify import verify_log
 from eventstore.model.hold import HoldScope
-from eventstore.model.policy import ArchiveTier, Ending, Policy
+from eventstore.model.policy import ArchiveTier, Ending, Policy, PolicyOverride
 from eventstore.model.run import RunKind, RunReport, RunStatus
 from eventstore.model.window import WindowUnit
 from eventstore.retention import removing as removing_module
@@ -55,8 +57,7 @@ def tiered(database_url: str, tmp_path: Path, clock: FixedClock) -> Iterator[Sto
 
 
 def run(store: Store, day: float, order: RunOrder | None = None) -> RunReport:
-    report = store.compactor.run(store.compactor.tenants(), START_US + round(day * DAY_US), order=order)
-    return report
+    return store.compactor.run(store.compactor.tenants(), START_US + round(day * DAY_US), order=order)
 
 
 def where(store: Store) -> list[str]:
@@ -249,9 +250,6 @@ def test_a_target_that_is_away_stops_only_what_needs_it(
 
 def test_a_changed_policy_moves_windows_on_but_never_back(tiered: Store) -> None:
     run(tiered, 7)
-    from eventstore.governance.policies import apply_change
-    from eventstore.model.policy import PolicyOverride
-
     longer = PolicyOverride(tiers=(ArchiveTier("near", 50 * DAY_US), ArchiveTier("deep", 50 * DAY_US)))
     apply_change(
         tiered.database,
@@ -264,4 +262,102 @@ def test_a_changed_policy_moves_windows_on_but_never_back(tiered: Store) -> None
     )
     run(tiered, 8)
     assert where(tiered) == ["deep"] * 4 + ["near"] * 3 + ["open"] * 3
+    whole(tiered)
+
+
+# --- what a policy or a target does meanwhile -------------------------------------------------------
+
+
+def change(store: Store, day: float, override: PolicyOverride) -> None:
+    apply_change(
+        store.database,
+        "acme",
+        override,
+        actor="operator",
+        reason="a decision",
+        now_us=START_US + round(day * DAY_US),
+        known_targets=store.targets.names,
+    )
+
+
+def test_what_was_planned_is_not_destroyed_under_a_policy_that_was_made_longer_since(tiered: Store) -> None:
+    run(tiered, 20)
+    tiered.compactor.start(tiered.compactor.tenants(), START_US + 20 * DAY_US, order=EXPIRY)
+    change(tiered, 21, PolicyOverride(ending=Ending.KEEP))
+    with tiered.compactor.worker() as worker:
+        while worker.do_next():
+            pass
+    assert where(tiered) == ["deep"] * 10
+    # Nor by a run that takes place before the change.
+    assert run(tiered, 20, EXPIRY).outcomes[0].windows == 0
+    assert where(tiered) == ["deep"] * 10
+
+
+def test_only_what_was_listed_is_destroyed(tiered: Store) -> None:
+    run(tiered, 20)
+    order = replace(EXPIRY, only=frozenset({("acme", START_US + DAY_US)}))
+    assert run(tiered, 20, order).outcomes[0].windows == 1
+    assert where(tiered) == ["deep", "expired"] + ["deep"] * 8
+
+
+def test_after_a_hold_the_notice_begins_again(tiered: Store) -> None:
+    run(tiered, 20)
+    notice = replace(EXPIRY, notice_us=DAY_US)
+    run(tiered, 20, notice)
+    hold(tiered)
+    run(tiered, 25, notice)
+    release_hold(tiered.database, "acme", "case 1", "counsel", "settled", START_US)
+    run(tiered, 30, notice)
+    assert where(tiered) == ["deep"] * 10
+    run(tiered, 31, notice)
+    assert where(tiered) == ["expired"] * 10
+
+
+def test_a_late_removal_does_not_take_the_last_good_copy(
+    tiered: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former copy could not be removed at once; by the time it can, the new one has rotted."""
+    before = read(tiered, "acme")
+    run(tiered, 2)
+    near, deep = tiered.targets["near"], tiered.targets["deep"]
+
+    def away(key: str) -> None:
+        raise TargetUnavailableError("near does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(near, "delete", away)
+        run(tiered, 4)
+    (key,) = objects(tiered, "deep")
+    path = deep.local_path(key)
+    assert path is not None
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + b"X")
+    report = run(tiered, 4)
+    assert any("may be needed" in w for w in report.outcomes[0].warnings)
+    assert key in objects(tiered, "near")
+    path.write_bytes(good)
+    run(tiered, 4)
+    assert key not in objects(tiered, "near")
+    assert read(tiered, "acme") == before
+
+
+def test_two_names_of_one_place_are_refused(tiered: Store) -> None:
+    """Whatever the addresses look like (an alias of a host, a mount): the place itself says which it is."""
+    near = tiered.targets["near"]
+    bind_archive(tiered.database, "near", near)
+    with pytest.raises(SetupError, match="is the target 'near', not 'alias'"):
+        bind_archive(tiered.database, "alias", near)
+
+
+def test_a_folder_whose_disk_is_gone_takes_nothing(tiered: Store, tmp_path: Path) -> None:
+    run(tiered, 2)
+    (tmp_path / "near").rename(tmp_path / "unmounted")
+    (tmp_path / "near").mkdir()
+    report = run(tiered, 3)
+    assert "is another folder than before" in str(report.outcomes[0].error)
+    assert list((tmp_path / "near").rglob("*.parquet")) == []
+    assert where(tiered).count("near") == 1
+    (tmp_path / "near").rmdir()
+    (tmp_path / "unmounted").rename(tmp_path / "near")
+    assert run(tiered, 3).status is RunStatus.COMPLETED
     whole(tiered)
