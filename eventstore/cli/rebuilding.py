@@ -122,7 +122,7 @@ def _show_rebuild(report: RebuildReport) -> None:
     for warning in report.warnings:
         _warn(warning)
     if report.held:
-        _warn("the record of policies and holds is not whole: every tenant is held until you release it")
+        _warn("every tenant is under the hold 'rebuild' until you release it: eventstore holds release")
         for problem in report.held:
             _warn(f"  {problem}")
     for tenant, why in report.stopped.items():

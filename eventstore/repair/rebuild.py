@@ -50,7 +50,7 @@ from eventstore.repair.adopt import (
 )
 from eventstore.repair.chain import ChosenWindow, choose_log
 from eventstore.repair.content import check_content
-from eventstore.repair.replay import Record, read_record
+from eventstore.repair.replay import LAST_WORDS, Record, read_record
 from eventstore.repair.survey import Held, Survey, read_object, survey_targets
 
 __all__ = ["RebuildProgress", "RebuildReport", "rebuild"]
@@ -97,7 +97,7 @@ def rebuild(
 
     Raises:
         StateError: the database is not empty; says what is in it.
-        SetupError: the targets are not those of one store.
+        SetupError: the targets are not those of one store, or not all that its policies name.
         TargetUnavailableError: a target did not answer; run it again.
         BusyError: another rebuild of this database is at work.
     """
@@ -108,6 +108,13 @@ def rebuild(
         report = RebuildReport(survey.store_id)
         known = _trusted(targets, survey, (key.verify_key, *trusted), report)
         record = read_record(targets, survey)
+        missing = sorted(record.targets - set(targets.names))
+        if missing:
+            raise SetupError(
+                f"policies of this store name the target {missing[0]!r}, which is not configured",
+                hint="set EVENTSTORE_TARGETS to all that it had: what lies there would be taken for lost",
+            )
+        record.problems.append(LAST_WORDS)
         report.entries, report.held = len(record.entries), list(record.problems)
         # Dying before this leaves the database empty; after it, its store and what is common to all tenants.
         begin_rebuild(database, survey, record, known, now_us)

@@ -18,10 +18,12 @@ from eventstore.model.hold import HoldScope
 from eventstore.model.policy import PolicyOverride
 from eventstore.repair.survey import Survey, read_object
 
-__all__ = ["Record", "hold_everything", "read_record", "replay_defaults", "replay_tenant"]
+__all__ = ["LAST_WORDS", "Record", "hold_everything", "read_record", "replay_defaults", "replay_tenant"]
 
 _HOLD = "rebuild"
 _UNREADABLE = "unreadable"
+# Each decision is copied right after it was made; but the last ones may not have been, and nothing tells.
+LAST_WORDS = "what was decided last may not have been copied before the database was lost"
 
 
 @dataclass(slots=True)
@@ -39,6 +41,12 @@ class Record:
         """The tenants that it knows, with the entry that says that they were made."""
         made = EntryKind.TENANT_CREATED.value
         return {e.tenant_id: e for e in self.entries if e.kind == made and e.tenant_id is not None}
+
+    @property
+    def targets(self) -> set[str]:
+        """The targets that any version of a policy has named."""
+        policies = [e.document["policy"] for e in self.entries if e.kind == EntryKind.POLICY.value]
+        return {tier["target"] for policy in policies for tier in policy.get("tiers", ())}
 
     @property
     def policy_no_max(self) -> int:
@@ -211,8 +219,8 @@ def hold_everything(conn: sa.Connection, tenant_id: str, problems: Sequence[str]
     taken = set(conn.execute(sa.select(holds.c.name).where(holds.c.tenant_id == tenant_id)).scalars())
     name = next(n for n in (_HOLD, *(f"{_HOLD}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
     reason = (
-        "the catalog was rebuilt from the archive targets, and the record of holds and policies there is not "
-        f"whole ({'; '.join(problems)[:1000]}); release it when you know what has to be held"
+        "the catalog was rebuilt from the archive targets, and the record of holds and policies there need not "
+        f"be whole ({'; '.join(problems)[:1000]}); release it when you know what has to be held"
     )
     row = {
         "hold_id": uuid.uuid4(),

@@ -12,6 +12,7 @@ import pytest
 from eventstore.app import Store
 from eventstore.archive.cache import SegmentCache
 from eventstore.archive.scan import ArchiveScan
+from eventstore.archive.targets import Targets
 from eventstore.clock import FixedClock
 from eventstore.columns.schema import EVENT_FIELDS
 from eventstore.errors import ArchiveDamageError, IntegrityError
@@ -20,7 +21,6 @@ from eventstore.model.query import EventFilter, Order
 from eventstore.model.run import RunStatus
 from eventstore.query.reader import LogReader
 from eventstore.query.tiers import Tiers
-from eventstore.archive.targets import Targets
 from eventstore.retention.compactor import Compactor
 from tests.unit.helpers import (
     DAY_US,

@@ -39,6 +39,7 @@ from eventstore.repair import rebuild as rebuild_module
 from eventstore.repair.chain import choose_log
 from eventstore.repair.check import check_archive
 from eventstore.repair.rebuild import RebuildReport, rebuild
+from eventstore.repair.replay import LAST_WORDS
 from eventstore.retention.compactor import Compactor, RunOrder
 from eventstore.settings import Settings
 from tests.conftest import create_database
@@ -184,7 +185,8 @@ def see(store: Store, tenant: str) -> Seen:
                 " payload_sha256, envelope, issued_us, stored_in FROM certificates WHERE tenant_id = %s"
             ),
             policy_of(conn, tenant, NOW_US),
-            [dataclasses.astuple(hold) for hold in holds_in_force(conn, tenant)],
+            # But for the hold that every rebuild places.
+            [dataclasses.astuple(hold) for hold in holds_in_force(conn, tenant) if hold.name != "rebuild"],
             rows("SELECT window_unit, state FROM tenants WHERE tenant_id = %s"),
         )
 
@@ -211,7 +213,10 @@ def test_every_history_is_as_before_and_the_log_goes_on(world: World) -> None:
     assert {target for s in before.values() for _, _, _, _, target, *_ in s.segments} == {"archive", "deep"}
     world.new_database()
     report = world.rebuild()
-    assert (report.stopped, report.held, report.warnings, report.strange_keys) == ({}, [], [], [])
+    assert (report.stopped, report.warnings, report.strange_keys) == ({}, [], [])
+    # What was decided last may never have been copied: nothing is destroyed before somebody has looked.
+    assert report.held == [LAST_WORDS]
+    assert [t.held_by for t in report.tenants] == ["rebuild"] * 3
     assert [t.tenant_id for t in report.tenants] == sorted(TENANTS)
     assert {t.tenant_id: t.lost for t in report.tenants} == {"acme": None, "acme-2": (25, 30), "held": None}
     with world.open() as store:
@@ -224,7 +229,9 @@ def test_every_history_is_as_before_and_the_log_goes_on(world: World) -> None:
             for member in dataclasses.fields(Seen):
                 assert getattr(now, member.name) == getattr(before[name], member.name), (name, member.name)
             whole(store, name)
-        assert governance_of(store) == governance
+        now_recorded = governance_of(store)
+        assert now_recorded[: len(governance)] == governance
+        assert [entry[2] for entry in now_recorded[len(governance) :]] == ["hold_placed"] * 3
         assert list(check_archive(store.database, store.targets)) == []
         # The log goes on behind the last archived event: seq 25 to 30 were hot, and are gone.
         world.clock.move_to(START_US + 20 * DAY_US)
@@ -233,7 +240,9 @@ def test_every_history_is_as_before_and_the_log_goes_on(world: World) -> None:
         assert append(store, "acme-2", new_event("after")).first_seq == 31
         assert read(store, "acme")[-1]["seq"] == 25
         whole(store, "acme")
-        # And the policies do their work: windows move, expire and are certified on.
+        # And, the holds released, the policies do their work: windows move, expire and are certified on.
+        for name in TENANTS:
+            release_hold(store.database, name, "rebuild", "ann", "nothing else was held", START_US)
         store.compactor.run(store.compactor.tenants(), START_US + 25 * DAY_US)
         expiry = RunOrder(RunKind.EXPIRY, "test")
         done = store.compactor.run(store.compactor.tenants(), START_US + 25 * DAY_US, order=expiry)
@@ -266,7 +275,7 @@ def test_a_rebuild_that_was_killed_goes_on_with_the_other_tenants(
     with world.open() as store:
         for name in TENANTS:
             whole(store, name)
-        assert len(governance_of(store)) == report.entries
+        assert len(governance_of(store)) == report.entries + 3  # a hold for each tenant
 
 
 def test_a_gap_stops_its_tenant_only_and_is_mended_by_bringing_the_object_back(world: World) -> None:
@@ -373,7 +382,7 @@ def test_with_a_gap_in_the_record_nothing_is_destroyed(world: World) -> None:
         store.target.delete(governance_key(number))
     world.new_database()
     report = world.rebuild()
-    assert report.held == [f"1 of its entries are missing, the first is number {number}"]
+    assert report.held == [f"1 of its entries are missing, the first is number {number}", LAST_WORDS]
     assert [t.held_by for t in report.tenants] == ["rebuild"] * 3
     with world.open() as store:
         for name in TENANTS:
@@ -437,3 +446,11 @@ def test_a_target_that_goes_away_is_waited_for(world: World, monkeypatch: pytest
         world.rebuild()
     monkeypatch.undo()
     assert len(world.rebuild().tenants) == 3
+
+
+def test_a_target_that_a_policy_names_must_be_there(world: World) -> None:
+    """Without it the rebuilt log would end early, and its seqs would be given to other events."""
+    world.new_database()
+    world.settings = world.settings.model_copy(update={"targets": {}})
+    with pytest.raises(SetupError, match="name the target 'deep', which is not configured"):
+        world.rebuild()

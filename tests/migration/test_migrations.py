@@ -236,7 +236,7 @@ def test_a_wheel_brings_its_migrations(tmp_path: Path) -> None:
 
 
 def test_what_was_there_before_tiers_is_carried_over(empty: Database) -> None:
-    """A database of revision 0001, with tenants, an archived window and a run, as it is after the next one."""
+    """A database of revision 0001, with tenants, an archived window and a run, after the next one."""
     command.upgrade(_config(empty), "0001")
     with empty.transaction() as conn:
         for statement in (

@@ -133,8 +133,9 @@ def _is_segment(key: str) -> bool:
 
 
 class FaultyTarget:
-    """A real target, into whose verbs a test puts faults when they are about segments. `opened` alters what `open` gives, `after_put`
-    is called when an object has been stored, `before_open` when it is about to be read."""
+    """A real target, into whose verbs a test puts faults when they are about segments. `opened` alters what
+    `open` gives, `after_put` is called when an object has been stored, `before_open` when it is about to be
+    read."""
 
     def __init__(
         self,
