@@ -219,8 +219,8 @@ def hold_everything(conn: sa.Connection, tenant_id: str, problems: Sequence[str]
     taken = set(conn.execute(sa.select(holds.c.name).where(holds.c.tenant_id == tenant_id)).scalars())
     name = next(n for n in (_HOLD, *(f"{_HOLD}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
     reason = (
-        "the catalog was rebuilt from the archive targets, and the record of holds and policies there need not "
-        f"be whole ({'; '.join(problems)[:1000]}); release it when you know what has to be held"
+        "the catalog was rebuilt from the archive targets, and the record of holds and policies there need "
+        f"not be whole ({'; '.join(problems)[:1000]}); release it when you know what has to be held"
     )
     row = {
         "hold_id": uuid.uuid4(),

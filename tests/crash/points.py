@@ -10,7 +10,7 @@ which comes to lie elsewhere is noticed. What was sent is carried out, though no
 
 from __future__ import annotations
 
-__all__ = ["APPEND_POINTS", "EXPIRY_POINTS", "MOVE_POINTS", "RETENTION_POINTS", "UNIT_POINTS"]
+__all__ = ["APPEND_POINTS", "EXPIRY_POINTS", "MOVE_POINTS", "RETENTION_POINTS", "TASK_POINTS", "UNIT_POINTS"]
 
 _LOG = "eventstore.hot.log/LogTransaction"
 _FILE = "eventstore.archive.file"
@@ -46,24 +46,8 @@ APPEND_POINTS = {
     "append-returned": "eventstore.hot.append/Appender.append:after:5",
 }
 
-# point, state afterwards (None: that depends, for a claim is renewed at any moment)
+# point, state afterwards
 RETENTION_POINTS = {
-    # plan
-    "plan-begun": ("eventstore.retention.journal/Journal.begin:after:1", "open"),
-    "plan-adopt-after": (f"{_TASKS}.adopt:after:1", "open"),
-    "plan-add-commit-before": (f"{_COMPACTOR}/Compactor._add>{_COMMIT}:before:1", "open"),
-    "plan-add-commit-sent": (f"{_COMPACTOR}/Compactor._add>{_COMMIT}>{_WAIT}:sent:1", "open"),
-    "plan-second-tenant-before": (f"{_COMPACTOR}/Compactor._add:before:2", "open"),
-    "plan-running-before": ("eventstore.retention.journal/Journal.set_running:before:1", "open"),
-    "plan-running-after": ("eventstore.retention.journal/Journal.set_running:after:1", "open"),
-    # claim, renew
-    "claim-before": (f"{_TASKS}.claim:before:1", "open"),
-    "claim-commit-before": (f"{_TASKS}.claim>{_COMMIT}:before:1", "open"),
-    "claim-commit-sent": (f"{_TASKS}.claim>{_COMMIT}>{_WAIT}:sent:1", "open"),
-    "claim-after": (f"{_TASKS}.claim:after:1", "open"),
-    "renew-commit-before": (f"{_TASKS}.renew>{_COMMIT}:before:1", None),
-    "renew-commit-sent": (f"{_TASKS}.renew>{_COMMIT}>{_WAIT}:sent:1", None),
-    "renew-after": (f"{_TASKS}.renew:after:1", None),
     # seal
     "seal-before": (f"{_RUN}/seal_window:before:1", "open"),
     "seal-commit-before": (f"{_RUN}/seal_window>{_COMMIT}:before:1", "open"),
@@ -105,15 +89,36 @@ RETENTION_POINTS = {
     "drop-commit-sent": (f"{_RUN}/drop_window>{_COMMIT}>{_WAIT}:sent:1", "dropped"),
     "drop-after": (f"{_RUN}/drop_window:after:1", "dropped"),
     "drop-second-window-commit-before": (f"{_RUN}/drop_window>{_COMMIT}:before:2", "dropped"),
+    # journal
+    "journal-finish-before": ("eventstore.retention.journal/Journal.finish:before:1", "dropped"),
+    "journal-entry-written": (f"eventstore.retention.journal/Journal.finish>{_COMMIT}:after:1", "dropped"),
+    "journal-finish-after": ("eventstore.retention.journal/Journal.finish:after:1", "dropped"),
+}
+
+# What concerns the tasks alone: point, state afterwards (None: that depends, for a claim is renewed at any
+# moment)
+TASK_POINTS = {
+    # plan
+    "plan-begun": ("eventstore.retention.journal/Journal.begin:after:1", "open"),
+    "plan-adopt-after": (f"{_TASKS}.adopt:after:1", "open"),
+    "plan-add-commit-before": (f"{_COMPACTOR}/Compactor._add>{_COMMIT}:before:1", "open"),
+    "plan-add-commit-sent": (f"{_COMPACTOR}/Compactor._add>{_COMMIT}>{_WAIT}:sent:1", "open"),
+    "plan-second-tenant-before": (f"{_COMPACTOR}/Compactor._add:before:2", "open"),
+    "plan-running-before": ("eventstore.retention.journal/Journal.set_running:before:1", "open"),
+    "plan-running-after": ("eventstore.retention.journal/Journal.set_running:after:1", "open"),
+    # claim, renew
+    "claim-before": (f"{_TASKS}.claim:before:1", "open"),
+    "claim-commit-before": (f"{_TASKS}.claim>{_COMMIT}:before:1", "open"),
+    "claim-commit-sent": (f"{_TASKS}.claim>{_COMMIT}>{_WAIT}:sent:1", "open"),
+    "claim-after": (f"{_TASKS}.claim:after:1", "open"),
+    "renew-commit-before": (f"{_TASKS}.renew>{_COMMIT}:before:1", None),
+    "renew-commit-sent": (f"{_TASKS}.renew>{_COMMIT}>{_WAIT}:sent:1", None),
+    "renew-after": (f"{_TASKS}.renew:after:1", None),
     # done
     "done-before": (f"{_TASKS}.done:before:1", "dropped"),
     "done-commit-before": (f"{_TASKS}.done>{_COMMIT}:before:1", "dropped"),
     "done-commit-sent": (f"{_TASKS}.done>{_COMMIT}>{_WAIT}:sent:1", "dropped"),
     "done-after": (f"{_TASKS}.done:after:1", "dropped"),
-    # journal
-    "journal-finish-before": ("eventstore.retention.journal/Journal.finish:before:1", "dropped"),
-    "journal-entry-written": (f"eventstore.retention.journal/Journal.finish>{_COMMIT}:after:1", "dropped"),
-    "journal-finish-after": ("eventstore.retention.journal/Journal.finish:after:1", "dropped"),
 }
 
 # point, target afterwards

@@ -221,7 +221,7 @@ DAMAGE: dict[str, tuple[Callable[[World], None], set[str]]] = {
     "expired, with a segment": (
         sql(
             f"CREATE TEMP TABLE c ON COMMIT DROP AS SELECT * FROM segments WHERE {WINDOW_1} LIMIT 1",
-            "UPDATE c SET first_seq = 1, last_seq = 40, window_from = '2024-03-01T00:00:00Z'",
+            "UPDATE c SET first_seq = 1, last_seq = 40, key = 'x', window_from = '2024-03-01T00:00:00Z'",
             "INSERT INTO segments SELECT * FROM c",
         ),
         {"certificate", "segment-missing"},
