@@ -281,7 +281,7 @@ def test_a_dry_run_touches_nothing(shell: Shell) -> None:
     before = snapshot(shell)
     shown = shell("retention", "run", "--dry-run", "--tenant", "acme", "--now", to_iso(START_US + 3 * DAY_US))
     assert snapshot(shell) == before
-    assert "due: 1 window. Nothing was touched." in shown
+    assert "due: 1 window with 5 events. Nothing was touched." in shown
     assert "2024-03-03 … 2024-03-04" in shown
     assert "seal → write → verify → cut over → drop" in shown
     nothing = shell(
