@@ -24,6 +24,7 @@ __all__ = [
     "InvalidEventError",
     "LeaseLostError",
     "MediaTypeError",
+    "NoCopyError",
     "Place",
     "QualityError",
     "RetryError",
@@ -262,6 +263,12 @@ class ArchiveDamageError(IntegrityError):
     def __init__(self, message: str, *, key: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.key = key
+
+
+class NoCopyError(ArchiveDamageError):
+    """Nowhere is there a good copy of a damaged segment (or none that could be asked now)."""
+
+    code = "no-copy"
 
 
 class CoverageError(IntegrityError):

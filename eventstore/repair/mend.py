@@ -24,19 +24,16 @@ from eventstore.errors import (
     ArchiveConflictError,
     ArchiveDamageError,
     CoverageError,
+    NoCopyError,
     SetupError,
     TargetUnavailableError,
 )
 from eventstore.governance.policies import policy_of
 from eventstore.model.segment import Segment, VerifiedSegment
 
-__all__ = ["Mended", "NoCopyError", "mend", "put_in_quarantine", "still_cataloged"]
+__all__ = ["Mended", "mend", "put_in_quarantine", "still_cataloged"]
 
 _REPAIRS_MAX = 1000
-
-
-class NoCopyError(ArchiveDamageError):
-    """Nowhere is there a good copy of a damaged segment (or none that could be asked now)."""
 
 
 @dataclass(frozen=True, slots=True)

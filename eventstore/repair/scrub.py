@@ -24,14 +24,20 @@ from eventstore.clock import from_us
 from eventstore.db.engine import Database
 from eventstore.db.locks import scrub_key
 from eventstore.db.tables import segments, windows
-from eventstore.errors import ArchiveDamageError, IntegrityError, SetupError, TargetUnavailableError
+from eventstore.errors import (
+    ArchiveDamageError,
+    IntegrityError,
+    NoCopyError,
+    SetupError,
+    TargetUnavailableError,
+)
 from eventstore.model.run import Entry, FileWritten, ValidationResult, Warned
 from eventstore.model.segment import Segment
 from eventstore.model.window import Window, WindowState
 from eventstore.repair.check import Finding, FindingKind, check_target, see_marker
 from eventstore.repair.content import Interrupted, Pace, check_segment, paced
 from eventstore.repair.listing import chosen_targets, segment_from
-from eventstore.repair.mend import NoCopyError, mend, put_in_quarantine, still_cataloged
+from eventstore.repair.mend import mend, put_in_quarantine, still_cataloged
 
 __all__ = ["ScrubProgress", "ScrubReport", "Tell", "anything_due", "scrub"]
 

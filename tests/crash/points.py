@@ -105,7 +105,6 @@ TASK_POINTS = {
     "plan-add-commit-sent": (f"{_COMPACTOR}/Compactor._add>{_COMMIT}>{_WAIT}:sent:1", "open"),
     "plan-second-tenant-before": (f"{_COMPACTOR}/Compactor._add:before:2", "open"),
     "plan-running-before": ("eventstore.retention.journal/Journal.set_running:before:1", "open"),
-    "plan-running-after": ("eventstore.retention.journal/Journal.set_running:after:1", "open"),
     # claim, renew
     "claim-before": (f"{_TASKS}.claim:before:1", "open"),
     "claim-commit-before": (f"{_TASKS}.claim>{_COMMIT}:before:1", "open"),
@@ -123,7 +122,6 @@ TASK_POINTS = {
 
 # point, target afterwards
 MOVE_POINTS = {
-    "copy-before": (f"{_STEPS}/copy_segment:before:1", "archive"),
     "copy-put-before": (f"{_STEPS}/copy_segment>{_FILE}/FileTarget.put:before:1", "archive"),
     "copy-put-after": (f"{_STEPS}/copy_segment>{_FILE}/FileTarget.put:after:1", "archive"),
     "copy-after": (f"{_STEPS}/copy_segment:after:1", "archive"),
@@ -131,11 +129,9 @@ MOVE_POINTS = {
     "move-commit-before": (f"{_MOVE}/cut_over_move>{_COMMIT}:before:1", "archive"),
     "move-commit-sent": (f"{_MOVE}/cut_over_move>{_COMMIT}>{_WAIT}:sent:1", "near"),
     "move-after": (f"{_MOVE}/cut_over_move:after:1", "near"),
-    "move-second-window-after": (f"{_MOVE}/cut_over_move:after:2", "near"),
     "remove-delete-before": (f"{_REMOVE}>{_FILE}/FileTarget.delete:before:1", "near"),
     "remove-delete-after": (f"{_REMOVE}>{_FILE}/FileTarget.delete:after:1", "near"),
     "remove-commit-sent": (f"{_REMOVE}>{_COMMIT}>{_WAIT}:sent:1", "near"),
-    "remove-after": (f"{_REMOVE}:after:1", "near"),
 }
 
 # point, state afterwards
@@ -147,7 +143,6 @@ EXPIRY_POINTS = {
     "expire-after": (f"{_EXPIRE}/_take_out:after:1", "expired"),
     "certificate-put-before": ("eventstore.governance.certificates/put_certificate:before:1", "expired"),
     "certificate-put-after": ("eventstore.governance.certificates/put_certificate:after:1", "expired"),
-    "certificate-stored": (f"{_EXPIRE}/store_copies:after:1", "expired"),
     "destroy-delete-before": (f"{_REMOVE}>{_FILE}/FileTarget.delete:before:1", "expired"),
     "destroy-delete-after": (f"{_REMOVE}>{_FILE}/FileTarget.delete:after:1", "expired"),
     "destroy-commit-sent": (f"{_REMOVE}>{_COMMIT}>{_WAIT}:sent:1", "expired"),

@@ -1,4 +1,4 @@
-"""Everything at once, for a while. TORTURE_SECONDS is how long (15), TORTURE_SEED repeats a run's choices."""
+"""Everything at once, for a while. TORTURE_SECONDS is how long (12), TORTURE_SEED repeats a run's choices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.crash.world import HOUR_US, Host, a_world, seed
 def test_torture(
     server_url: str, template_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = float(os.environ.get("TORTURE_SECONDS", "15"))
+    seconds = float(os.environ.get("TORTURE_SECONDS", "12"))
     chosen = int(os.environ.get("TORTURE_SEED", str(random.SystemRandom().randrange(2**32))))
     print(f"TORTURE_SEED={chosen}")
     for name, value in SETTINGS.items():
