@@ -21,7 +21,7 @@ demo: install
 	@$(BIN)/python -m eventstore.demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadscope
 
 lint: install
 	$(BIN)/ruff check .

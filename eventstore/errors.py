@@ -18,25 +18,30 @@ __all__ = [
     "EmbeddedPostgresError",
     "EventNotFoundError",
     "EventStoreError",
+    "ForbiddenError",
     "HeldError",
     "InputError",
     "IntegrityError",
     "InvalidEventError",
+    "KeyNotFoundError",
     "LeaseLostError",
     "MediaTypeError",
     "NoCopyError",
     "Place",
     "QualityError",
+    "RateLimitedError",
     "RetryError",
     "RunNotFoundError",
     "SchemaVersionError",
     "SetupError",
     "StateError",
+    "SubscriptionNotFoundError",
     "TargetUnavailableError",
     "TenantClosedError",
     "TenantExistsError",
     "TenantNotFoundError",
     "TooLargeError",
+    "UnauthenticatedError",
     "VersionConflictError",
 ]
 
@@ -133,6 +138,30 @@ class RunNotFoundError(InputError):
     """No run has that id, or begins with it."""
 
     code = "run-not-found"
+
+
+class KeyNotFoundError(InputError):
+    """No API key has that id, or none that this caller may know of."""
+
+    code = "key-not-found"
+
+
+class SubscriptionNotFoundError(InputError):
+    """The tenant has no subscription of that name."""
+
+    code = "subscription-not-found"
+
+
+class UnauthenticatedError(InputError):
+    """No credentials, or none that hold."""
+
+    code = "unauthenticated"
+
+
+class ForbiddenError(InputError):
+    """The caller is known, and its role does not permit this."""
+
+    code = "forbidden"
 
 
 # --- the state refuses ------------------------------------------------------------------------------
@@ -232,6 +261,12 @@ class BusyError(RetryError):
     """A bounded queue or a lock is taken."""
 
     code = "busy"
+
+
+class RateLimitedError(RetryError):
+    """The caller has used up one of its limits; it is free again after `retry_after_s`."""
+
+    code = "rate-limited"
 
 
 class TargetUnavailableError(RetryError):

@@ -24,6 +24,10 @@ from eventstore.db.migrate import upgrade
 from eventstore.retention.compactor import Compactor
 from eventstore.settings import Settings
 
+# Set by whoever runs the tests in parallel, and kept for ever by consoles made meanwhile: each test says
+# how wide its terminal is.
+os.environ.pop("COLUMNS", None)
+
 # 2026-11-21T00:00:00Z in microseconds: the day on which simulated runs take place.
 TODAY_US = 1_795_219_200_000_000
 

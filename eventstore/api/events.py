@@ -9,11 +9,13 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from eventstore.api.access import allow
 from eventstore.api.append import AppendService
 from eventstore.api.parameters import known_parameters
 from eventstore.app import Store
 from eventstore.clock import parse_time_us, to_iso
 from eventstore.errors import InputError
+from eventstore.model.access import Permission
 from eventstore.model.query import PAGE_LIMIT_MAX, EventFilter, Order, decode_cursor, encode_cursor
 from eventstore.query.reader import Page
 from eventstore.query.render import event_views
@@ -34,6 +36,7 @@ def _json(value: Any, status: int = 200) -> Response:
 @router.post(
     "/events",
     status_code=201,
+    dependencies=[allow(Permission.APPEND)],
     summary="Append events, all or nothing",
     responses={
         404: {"description": "No such tenant"},
@@ -104,7 +107,9 @@ Partial = Annotated[
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before")]
 
 
-@router.get("/events", summary="Events that meet conditions, a page at a time")
+@router.get(
+    "/events", dependencies=[allow(Permission.READ)], summary="Events that meet conditions, a page at a time"
+)
 async def list_events(
     tenant: str,
     request: Request,
@@ -118,7 +123,11 @@ async def list_events(
     return await _page(request, tenant, wanted, order, limit, cursor, partial)
 
 
-@router.get("/history/{entity_id:path}", summary="Everything that happened to one entity")
+@router.get(
+    "/history/{entity_id:path}",
+    dependencies=[allow(Permission.READ)],
+    summary="Everything that happened to one entity",
+)
 async def history(
     tenant: str,
     entity_id: str,
@@ -134,14 +143,17 @@ async def history(
     return await _page(request, tenant, wanted, order, limit, cursor, partial)
 
 
-@router.get("/recent", summary="The newest events")
+@router.get("/recent", dependencies=[allow(Permission.READ)], summary="The newest events")
 async def recent(tenant: str, request: Request, limit: Limit = 50) -> Response:
     """Newest first."""
     return await _page(request, tenant, EventFilter(), Order.DESC, limit, None, False)
 
 
 @router.get(
-    "/events/{seq_or_event_id}", summary="One event", responses={404: {"description": "No such event"}}
+    "/events/{seq_or_event_id}",
+    dependencies=[allow(Permission.READ)],
+    summary="One event",
+    responses={404: {"description": "No such event"}},
 )
 async def one_event(tenant: str, seq_or_event_id: str, request: Request) -> Response:
     """By its seq, or by its event_id (a UUID)."""
@@ -160,7 +172,7 @@ async def one_event(tenant: str, seq_or_event_id: str, request: Request) -> Resp
     return _json({"event": view, "covered": page.coverage.as_json()})
 
 
-@router.get("/stats", summary="How much the log holds, by tier")
+@router.get("/stats", dependencies=[allow(Permission.READ)], summary="How much the log holds, by tier")
 async def stats(tenant: str, request: Request) -> Response:
     """Events and bytes by tier, windows by state, and the log's head."""
     store: Store = request.app.state.store

@@ -13,16 +13,21 @@ from eventstore.errors import (
     ConfirmationError,
     EventNotFoundError,
     EventStoreError,
+    ForbiddenError,
     HeldError,
     InputError,
     IntegrityError,
     InvalidEventError,
+    KeyNotFoundError,
     MediaTypeError,
+    RateLimitedError,
     RetryError,
     RunNotFoundError,
     StateError,
+    SubscriptionNotFoundError,
     TenantNotFoundError,
     TooLargeError,
+    UnauthenticatedError,
     VersionConflictError,
 )
 
@@ -36,12 +41,17 @@ _STATUS: tuple[tuple[type[EventStoreError], int, str], ...] = (
     (TenantNotFoundError, 404, "No such tenant"),
     (EventNotFoundError, 404, "No such event"),
     (RunNotFoundError, 404, "No such run"),
+    (KeyNotFoundError, 404, "No such key"),
+    (SubscriptionNotFoundError, 404, "No such subscription"),
+    (UnauthenticatedError, 401, "Unauthenticated"),
+    (ForbiddenError, 403, "Forbidden"),
     (TooLargeError, 413, "Too large"),
     (InvalidEventError, 422, "Invalid event"),
     (MediaTypeError, 415, "Unsupported media type"),
     (InputError, 400, "Invalid request"),
     (VersionConflictError, 409, "Version conflict"),
     (StateError, 409, "Conflict"),
+    (RateLimitedError, 429, "Too many requests"),
     (RetryError, 503, "Unavailable for the moment"),
     (IntegrityError, 500, "Stored history is damaged"),
     (EventStoreError, 500, "Internal error"),
@@ -51,7 +61,9 @@ _STATUS: tuple[tuple[type[EventStoreError], int, str], ...] = (
 def problem(status: int, title: str, detail: str, *, code: str, **more: object) -> Response:
     """A problem+json response."""
     body = {"type": f"urn:eventstore:{code}", "title": title, "status": status, "detail": detail, **more}
-    headers = {"Retry-After": str(more["retry_after_s"])} if "retry_after_s" in more else None
+    headers = {"Retry-After": str(more["retry_after_s"])} if "retry_after_s" in more else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
 
 

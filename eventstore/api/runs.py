@@ -9,8 +9,10 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from eventstore.api.access import allow
 from eventstore.api.parameters import known_parameters
 from eventstore.errors import InputError
+from eventstore.model.access import Permission
 from eventstore.model.run import RunKind, RunStatus
 from eventstore.query.runs import ENTRIES_MAX, RUNS_MAX, list_runs, read_entries, read_run
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1/runs", dependencies=[Depends(known_parameters)])
+router = APIRouter(prefix="/v1/runs", dependencies=[allow(Permission.OPERATE), Depends(known_parameters)])
 
 _ENCODER = msgspec.json.Encoder()
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "No such run"}}
