@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from eventstore import __version__
-from eventstore.api import events, problems, runs
+from eventstore.api import events, openapi, problems, runs
 from eventstore.api.append import AppendService, AppendShortcut
 from eventstore.app import Store
 from eventstore.hot.group import GroupCommitter
@@ -53,6 +53,7 @@ def create_app(store: Store) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
+    openapi.install(app)
     app.add_middleware(AppendShortcut)
     app.include_router(events.router)
     app.include_router(runs.router)
