@@ -21,7 +21,7 @@ demo: install
 	@$(BIN)/python -m eventstore.demo
 
 test: install
-	$(BIN)/python -m pytest -n auto --dist loadscope
+	$(BIN)/python -m pytest -n logical --dist loadscope
 
 lint: install
 	$(BIN)/ruff check .
