@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from eventstore.model.limits import Limits
+
 __all__ = ["PERMISSIONS", "Permission", "Principal", "Role"]
 
 
@@ -44,12 +46,14 @@ class Principal:
 
     `subject` names it in logs and in governance's record (`key:<prefix>`, `oidc:<subject>`, `loopback`).
     `tenant` None means the whole deployment. `person` says that a human being asks, whose reads are events.
+    `limits` are its own; None: it has none at all (the administrator of the machine itself).
     """
 
     subject: str
     role: Role
     tenant: str | None = None
     person: bool = False
+    limits: Limits | None = Limits()
 
     def may(self, permission: Permission) -> bool:
         return permission in PERMISSIONS[self.role]
