@@ -1,4 +1,4 @@
-"""The proof that a target does not overwrite, asked of each target when it is opened.
+"""The proof that a target does not overwrite, asked of each target before anything is put into it.
 
 "Archive before delete" stands on create-only writes, and servers, gateways and proxies that ignore the
 precondition answer as if they had heeded it. So an object is made twice.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from contextlib import suppress
 
-from eventstore.archive.target import ArchiveTarget
+from eventstore.archive.target import ArchiveTarget, put_bytes
 from eventstore.errors import ArchiveDamageError, EventStoreError, SetupError, StateError
 
 __all__ = ["PROBE_PREFIX", "prove_create_only"]
@@ -31,8 +31,8 @@ def prove_create_only(target: ArchiveTarget) -> None:
     key = f"{PROBE_PREFIX}{uuid.uuid4()}"
     first, second = (f"{word} of {key}".encode() for word in ("the first object", "another object"))
     try:
-        created = _put(target, key, first)
-        again = _put(target, key, second)
+        created = put_bytes(target, key, first)
+        again = put_bytes(target, key, second)
         found = _read(target, key)
     except BaseException:
         with suppress(EventStoreError):  # what failed first is what has to be told
@@ -55,12 +55,6 @@ def prove_create_only(target: ArchiveTarget) -> None:
             f"{target.describe()} overwrites objects: an archive in it could be lost",
             hint="use a store that heeds If-None-Match on a PUT: a newer version, or no proxy before it",
         )
-
-
-def _put(target: ArchiveTarget, key: str, data: bytes) -> bool:
-    staged = target.stage(key)
-    staged.write_bytes(data)
-    return target.put(key, staged)
 
 
 def _read(target: ArchiveTarget, key: str) -> bytes | None:

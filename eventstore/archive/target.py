@@ -12,7 +12,9 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["ArchiveTarget", "ObjectInfo"]
+from eventstore.errors import TargetUnavailableError
+
+__all__ = ["ArchiveTarget", "ObjectInfo", "put_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +94,20 @@ class ArchiveTarget(Protocol):
     def describe(self) -> str:
         """The target in words for a person, without credentials."""
         ...
+
+
+def put_bytes(target: ArchiveTarget, key: str, data: bytes) -> bool:
+    """Store a small object by `put`, and answer as it does.
+
+    Raises:
+        TargetUnavailableError: it could not be stored, or there is no room to stage it.
+    """
+    staged = target.stage(key)
+    try:
+        staged.write_bytes(data)
+    except OSError as e:
+        staged.unlink(missing_ok=True)
+        raise TargetUnavailableError(
+            f"{target.describe()}: cannot stage {key}: {e.strerror}", hint="make room there"
+        ) from e
+    return target.put(key, staged)

@@ -99,11 +99,16 @@ def ls(
             if count % _ROWS_SHOWN == 0:  # a long list shows at once, and is not kept
                 console.print(table)
                 table = _segment_table(header=False)
+        read_only = store.targets.read_only()
     if table.row_count:
         console.print(table)
     console.print(
         f"{plural(count, 'segment')}, {plural(events, 'event')}, {bytes_text(size_bytes)}.", highlight=False
     )
+    for name, reason in read_only.items():
+        errors.print(
+            f"[yellow]read only:[/] {escape(name)} takes no writes: {escape(reason)}", highlight=False
+        )
 
 
 def _list_objects(targets: Targets, names: tuple[str, ...], prefix: str, *, as_json: bool) -> None:
@@ -164,7 +169,8 @@ def _day(us: int) -> str:
 def check(tenant: TenantOption = None, target: TargetOption = None, as_json: JsonOption = False) -> None:
     """Hold the catalog and the targets' listings against each other, without reading contents.
 
-    Exit status 1 when something is wrong; unfinished work, pending removals and quarantine are not.
+    Exit status 1 when something is wrong; unfinished work, pending removals, quarantine
+    and a target that is read only are not.
     """
     wrong = count = 0
     with open_store(load_settings()) as store, progress_bar(*_counting()) as bar:

@@ -16,7 +16,7 @@ import psycopg
 import sqlalchemy as sa
 
 from eventstore.archive.layout import governance_key
-from eventstore.archive.target import ArchiveTarget
+from eventstore.archive.target import ArchiveTarget, put_bytes
 from eventstore.archive.targets import Targets
 from eventstore.clock import parse_time_us, to_iso
 from eventstore.db import locks
@@ -190,13 +190,8 @@ def put_equal(target: ArchiveTarget, key: str, data: bytes) -> None:
         ArchiveConflictError: another object lies under the key; it is left as it is.
         TargetUnavailableError: the target did not answer.
     """
-    staged = target.stage(key)
-    try:
-        staged.write_bytes(data)
-        if target.put(key, staged):
-            return
-    finally:
-        staged.unlink(missing_ok=True)
+    if put_bytes(target, key, data):
+        return
     with target.open(key) as file:
         if file.read() != data:
             raise ArchiveConflictError(

@@ -12,7 +12,7 @@ import json
 import sqlalchemy as sa
 
 from eventstore.archive.layout import MARKER_KEY
-from eventstore.archive.target import ArchiveTarget
+from eventstore.archive.target import ArchiveTarget, put_bytes
 from eventstore.db.engine import Database
 from eventstore.db.tables import deployment, removals, segments, windows
 from eventstore.errors import ArchiveDamageError, SetupError
@@ -44,9 +44,8 @@ def bind_archive(database: Database, name: str, target: ArchiveTarget) -> None:
             hint="set EVENTSTORE_ARCHIVE_URL or EVENTSTORE_TARGETS to where they were archived",
         )
     if marked is None:
-        staged = target.stage(MARKER_KEY)
-        staged.write_text(json.dumps({"store_id": store_id, "target": name}) + "\n", encoding="utf-8")
-        target.put(MARKER_KEY, staged)  # whoever was first, read what is there now
+        marker = json.dumps({"store_id": store_id, "target": name}) + "\n"
+        put_bytes(target, MARKER_KEY, marker.encode())  # whoever was first, read what is there now
         marked = _read_marker(target)
     if marked is None or marked[0] != store_id:
         raise SetupError(

@@ -51,13 +51,19 @@ class FindingKind(StrEnum):
     COPY_MISSING = "copy missing"
     NOT_COPIED = "not copied yet"
     TARGET_AWAY = "target away"
+    READ_ONLY = "read only"
     UNFINISHED = "unfinished work"
     PENDING = "removal pending"
     QUARANTINED = "quarantined"
 
     @property
     def is_wrong(self) -> bool:
-        return self not in (FindingKind.UNFINISHED, FindingKind.PENDING, FindingKind.QUARANTINED)
+        return self not in (
+            FindingKind.READ_ONLY,
+            FindingKind.UNFINISHED,
+            FindingKind.PENDING,
+            FindingKind.QUARANTINED,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,9 @@ def check_archive(
             yield from check_target(database, targets, name, tenant_id=tenant_id, progress=progress)
         except (TargetUnavailableError, SetupError) as e:
             yield Finding(FindingKind.TARGET_AWAY, name, None, None, e.message)
+        if name in targets.read_only():
+            why = f"it is read, and takes no writes: {targets.read_only()[name]}"
+            yield Finding(FindingKind.READ_ONLY, name, None, None, why)
     yield from _not_copied(database, targets.default, tenant_id)
 
 

@@ -15,6 +15,7 @@ from eventstore.archive import registry
 from eventstore.archive.address import Address, clean, location_of
 from eventstore.archive.attempts import Attempts, Failure, classify
 from eventstore.archive.file import FileTarget
+from eventstore.archive.layout import MARKER_KEY
 from eventstore.archive.probe import prove_create_only
 from eventstore.archive.registry import open_target
 from eventstore.archive.remote import MemoryTarget
@@ -262,7 +263,8 @@ def test_targets_are_opened_proven_and_prepared_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as executor:
         found = set(executor.map(lambda _: id(targets["near"]), range(50)))
     assert len(found) == 1
-    assert prepared == [("near", [])]  # the probe has gone
+    assert prepared == [("near", [])]
+    assert list(targets["near"].list()) == []  # the probe has gone
     assert list(targets.opened()) == ["near"]
     assert isinstance(targets["deep"], MemoryTarget)
     targets.close()
@@ -301,6 +303,45 @@ def test_what_preparing_refuses_is_not_open() -> None:
         with pytest.raises(SetupError, match="another database"):
             targets["near"]
     assert targets.opened() == {}
+
+
+def test_a_target_that_takes_no_writes_is_read_and_proves_itself_before_the_first(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"memory://{uuid4()}"
+    store(open_target(url), b"marker", MARKER_KEY)
+    plain, wanted = MemoryTarget._create, {"mode": "refuse"}
+
+    def create(self: MemoryTarget, path: str, data: bytes, retain_until_us: int | None) -> None:
+        if wanted["mode"] == "refuse":
+            raise PermissionError("no right to write")
+        if wanted["mode"] == "overwrite":
+            self._call("pipe_file", path, data, mode="overwrite")
+            return
+        plain(self, path, data, retain_until_us)
+
+    monkeypatch.setattr(MemoryTarget, "_create", create)
+    targets = Targets({"near": url}, default="near")
+    near = targets["near"]
+    assert load(near, MARKER_KEY) == b"marker"
+    assert "no right to write" in targets.read_only()["near"]
+    assert "reading only" in caplog.text
+    for mode, error, words in (
+        ("refuse", TargetUnavailableError, "read only: .*no right to write"),
+        ("overwrite", SetupError, "overwrites"),
+    ):
+        wanted["mode"] = mode
+        with pytest.raises(error, match=words):
+            store(near, b"x")
+    wanted["mode"] = "create"
+    assert store(near, b"x") is True
+    assert targets.read_only() == {}
+    # Once proven it stays so, and an empty place that takes nothing is no archive to read.
+    wanted["mode"] = "refuse"
+    with pytest.raises(TargetUnavailableError, match=f"cannot store {KEY}2"):
+        store(near, b"y", f"{KEY}2")
+    with pytest.raises(TargetUnavailableError, match="no right to write"):
+        Targets({"far": f"memory://{uuid4()}"}, default="far")["far"]
 
 
 @pytest.mark.parametrize(
