@@ -15,12 +15,15 @@ import msgspec
 
 from eventstore.errors import InvalidEventError, Place, TooLargeError
 from eventstore.model.event import VALUE_FIELDS, NewEvent
+from eventstore.model.records import RecordIngest, RecordInsert, RecordUpdate
 
-__all__ = ["parse_array_or_object", "parse_lines"]
+__all__ = ["parse_array_or_object", "parse_lines", "parse_record"]
 
 _MANY = msgspec.json.Decoder(list[NewEvent])
 _ONE = msgspec.json.Decoder(NewEvent)
 _RAW_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
+
+_Record = RecordInsert | RecordUpdate | RecordIngest
 
 _NULL = b"null"
 _WHITESPACE = (b" ", b"\n", b"\t", b"\r")
@@ -69,6 +72,33 @@ def parse_lines(body: bytes, *, value_bytes_max: int) -> tuple[Sequence[NewEvent
     lines = [number for number, _ in numbered]
     _finish(events, body, value_bytes_max, lines)
     return events, lines
+
+
+def parse_record(body: bytes, kind: type[_Record], *, value_bytes_max: int) -> Sequence[NewEvent]:
+    """The events of a body that says what happened to a record (`model.records`).
+
+    Raises:
+        InvalidEventError: names the member, or the field of the event that it becomes.
+    """
+    _check_utf8(body, lines=False)
+    if not body.strip():
+        raise InvalidEventError("the body is empty", hint="send a JSON object")
+    try:
+        record = msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError) as e:
+        raise _invalid(e, index=None, line=None) from e
+    if isinstance(record, RecordInsert) and bytes(record.fields)[:1] != b"{":
+        place = Place(field="fields")
+        raise InvalidEventError(f"{place}: must be a JSON object", place=place)
+    events = record.events()
+    if isinstance(record, RecordUpdate):
+        place = Place(field="changes")
+        if not events:
+            raise InvalidEventError(f"{place}: is empty", place=place, hint="name at least one field")
+        if len({event.field for event in events}) < len(events):
+            raise InvalidEventError(f"{place}: name a field twice", place=place, hint="one change a field")
+    _finish(events, body, value_bytes_max, lines=None)
+    return events
 
 
 def _check_utf8(body: bytes, *, lines: bool) -> None:
