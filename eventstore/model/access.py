@@ -53,7 +53,7 @@ class Principal:
     role: Role
     tenant: str | None = None
     person: bool = False
-    limits: Limits | None = Limits()
+    limits: Limits | None = Limits()  # noqa: RUF009 - frozen
 
     def may(self, permission: Permission) -> bool:
         return permission in PERMISSIONS[self.role]

@@ -9,7 +9,7 @@ from eventstore.errors import InputError
 
 __all__ = ["REQUESTS_PER_S_MAX", "Limits"]
 
-# A moving window remembers each request of its second: beyond this, looking back costs more than answering.
+# About what a process answers at the most; more is no limit at all.
 REQUESTS_PER_S_MAX = 10_000
 _MOST = {
     "requests_per_s": REQUESTS_PER_S_MAX,

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from eventstore.clock import to_iso
 from eventstore.model.segment import Segment
 
-__all__ = ["Coverage", "Unreadable"]
+__all__ = ["Coverage", "Meter", "Unreadable"]
+
+
+class Meter(Protocol):
+    """Keeps count of what a caller scans of the archive. Used by whichever thread reads."""
+
+    def check(self) -> None:
+        """Asked before each look into segments.
+
+        Raises:
+            RateLimitedError: the caller may scan no more today.
+        """
+
+    def add(self, archive_bytes: int) -> None:
+        """Told after each look, whatever becomes of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +45,8 @@ class Coverage:
 
     A range was looked at for the conditions asked: archive segments whose statistics exclude them count.
     `expired` has the ranges of which there is nothing left to look at, each with the number of the
-    certificate under which it was destroyed; they are in no tier's list.
+    certificate under which it was destroyed; they are in no tier's list. `archive_bytes` is the size of the
+    segments that were opened, and of a long segment only of the row groups that hold what was looked at.
     """
 
     hot: list[tuple[int, int]] = field(default_factory=list)
@@ -38,6 +54,7 @@ class Coverage:
     expired: list[tuple[int, int, int]] = field(default_factory=list)
     windows: set[tuple[int, int]] = field(default_factory=set)
     unreadable: list[Unreadable] = field(default_factory=list)
+    archive_bytes: int = 0
 
     def add_hot(self, first_seq: int, last_seq: int) -> None:
         _extend(self.hot, first_seq, last_seq)
@@ -60,6 +77,7 @@ class Coverage:
             "archive_windows": len(self.windows),
             "archive_from": to_iso(min(self.windows)[0]) if self.windows else None,
             "archive_to": to_iso(max(self.windows)[1]) if self.windows else None,
+            "archive_bytes": self.archive_bytes,
             "expired": [
                 {"first_seq": a, "last_seq": b, "certificate": number}
                 for a, b, number in sorted(self.expired)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.errors import EventNotFoundError, InputError
 from eventstore.model.query import EventFilter, Order
-from eventstore.query.coverage import Coverage
+from eventstore.query.coverage import Coverage, Meter
 from eventstore.query.tiers import Tiers
 from eventstore.query.walk import Walk
 
@@ -31,10 +31,15 @@ class Page:
 
 
 class LogReader:
-    """Reads logs across tiers."""
+    """Reads logs across tiers. `meter` counts what is scanned of the archive."""
 
-    def __init__(self, tiers: Tiers) -> None:
+    def __init__(self, tiers: Tiers, meter: Meter | None = None) -> None:
         self._tiers = tiers
+        self._meter = meter
+
+    def metered(self, meter: Meter) -> LogReader:
+        """The same reader, with another meter."""
+        return LogReader(self._tiers, meter)
 
     def page(
         self,
@@ -52,6 +57,7 @@ class LogReader:
         Raises:
             ArchiveDamageError, TargetUnavailableError: a segment that had to be read cannot be (unless
                 `partial`: it is then named in the coverage).
+            RateLimitedError: the meter has come to its end.
             TenantNotFoundError
         """
         coverage = Coverage()
@@ -90,7 +96,8 @@ class LogReader:
             descending=order is Order.DESC,
             remaining=_NO_LIMIT if limit is None else limit,
             partial=partial,
-            coverage=coverage or Coverage(),
+            coverage=Coverage() if coverage is None else coverage,
+            meter=self._meter,
         )
         return walk.run(after)
 

@@ -19,13 +19,14 @@ from typing import TypeGuard
 import numpy as np
 import pyarrow as pa
 
+from eventstore.archive.parquet import GROUP_ROWS_MAX
 from eventstore.clock import clamp_us
 from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.errors import ArchiveDamageError, CoverageError, TargetUnavailableError
 from eventstore.model.event import uuid7_time_us
 from eventstore.model.query import EventFilter
 from eventstore.model.segment import Segment
-from eventstore.query.coverage import Coverage, Unreadable
+from eventstore.query.coverage import Coverage, Meter, Unreadable
 from eventstore.query.tiers import ArchivePart, ExpiredRange, LogState, Tiers, span
 
 __all__ = ["Walk"]
@@ -56,9 +57,12 @@ class Walk:
     remaining: int
     partial: bool
     coverage: Coverage
+    meter: Meter | None = None
     lower: int = 1
     upper: int = 0
     step_rows: int = _STEP_ROWS_FIRST
+    step_bytes: int = _STEP_BYTES  # about what a step takes in memory
+    every_step: bool = False  # tell of steps that found nothing, too: of how far the walk has come
     budget: int = 0  # of events, for the next archive step
     listed: LogState | None = None  # the state for which `parts` and `without` were listed
     parts: Sequence[ArchivePart] = ()
@@ -76,7 +80,7 @@ class Walk:
                 events, state = self._archive(state)
             else:
                 events, state = self._hot(state)
-            if events is not None and events.num_rows:
+            if events is not None and (events.num_rows or self.every_step):
                 self.remaining -= events.num_rows
                 yield events
 
@@ -161,9 +165,18 @@ class Walk:
                 max(first, part.first_seq), min(last, part.last_seq), part.certificate_no
             )
         self.coverage.add_windows(part for part in group if isinstance(part, Segment))
+        away = {(u.target, u.key) for u in unreadable}
+        self._count([p for p in group if self._may_match(p) and (p.target, p.key) not in away], first, last)
         self.coverage.unreadable += [u for u in unreadable if u not in self.coverage.unreadable]
         self.budget *= _SELECTIVE_GROWTH if self.wanted.is_selective else 1
         return events
+
+    def _count(self, read: Sequence[Segment], first: int, last: int) -> None:
+        """Count what a step has opened of its segments: the row groups that hold what was looked at."""
+        opened = sum(_opened_bytes(segment, first, last) for segment in read)
+        self.coverage.archive_bytes += opened
+        if self.meter is not None and opened:
+            self.meter.add(opened)
 
     def _list(self, state: LogState) -> None:
         """List the archive as of a state, unless it is listed."""
@@ -229,6 +242,8 @@ class Walk:
         readable = [part for part in group if self._may_match(part)]
         if not readable:
             return EVENT_SCHEMA.empty_table(), first, last, []
+        if self.meter is not None:
+            self.meter.check()
         if not any(map(self._is_away, readable)):
             try:
                 return self._query(readable, first, last, limit), first, last, []
@@ -280,7 +295,7 @@ class Walk:
         """Move past what a step has looked at."""
         if events.num_rows:
             per_event = max(1, events.nbytes // events.num_rows)
-            self.step_rows = min(_STEP_ROWS_MAX, max(16, _STEP_BYTES // per_event))
+            self.step_rows = min(_STEP_ROWS_MAX, max(16, self.step_bytes // per_event))
         if self.descending:
             self.upper = first - 1
         else:
@@ -311,6 +326,16 @@ def _outside(first: int, last: int, holes: Sequence[tuple[int, int]]) -> list[tu
     if first <= last:
         found.append((first, last))
     return found
+
+
+def _opened_bytes(segment: Segment, first: int, last: int) -> int:
+    """What a look at these seqs reads of a segment: whole row groups, as they are written."""
+    r = segment.range
+    start = max(first, r.first_seq) - r.first_seq
+    end = min(last, r.last_seq) - r.first_seq + 1
+    start -= start % GROUP_ROWS_MAX
+    end = min(r.event_count, end + -end % GROUP_ROWS_MAX)
+    return segment.size_bytes * (end - start) // r.event_count
 
 
 def _unreadable(segment: Segment, error: ArchiveDamageError | TargetUnavailableError) -> Unreadable:
