@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
+import pyarrow as pa
 
 from eventstore.clock import Clock
 from eventstore.db.engine import Database
@@ -30,12 +32,13 @@ _ARCHIVE_TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class AppendRequest:
-    """Events to be stored together or not at all. `lines` are theirs if they came as a stream, from 1.
+    """Events to be stored together or not at all: as objects, or as columns (`hot.batch.PENDING_SCHEMA`).
+    `lines` are theirs if they came as a stream, from 1.
 
     `size_bytes` is what they take in memory, about; queues are bounded by it.
     """
 
-    events: Sequence[NewEvent]
+    events: Sequence[NewEvent] | pa.RecordBatch
     lines: Sequence[int] | None = None
     size_bytes: int = 0
 
@@ -76,7 +79,7 @@ class _Planned:
 
     request: AppendRequest
     first_seq: int
-    new: Sequence[NewEvent]
+    new: Sequence[NewEvent] | pa.RecordBatch
     seqs: Sequence[int]
 
 
@@ -128,10 +131,14 @@ class Appender:
         archived: Mapping[Entity, int],
         through: int,
     ) -> list[Outcome]:
-        given = {e.event_id.bytes for r in requests for e in r.events if e.event_id is not None}
+        given = {key for request in requests for key in _given_ids(request) if key is not None}
         stored = stored_ids(log, b"".join(given))
         conditional = {
-            (e.entity_type, e.entity_id) for r in requests for e in r.events if e.expected_version is not None
+            (e.entity_type, e.entity_id)
+            for r in requests
+            if not isinstance(r.events, pa.RecordBatch)
+            for e in r.events
+            if e.expected_version is not None
         }
         versions = _versions(log, conditional, archived, through) if conditional else {}
         outcomes: list[Outcome | _Planned] = []
@@ -141,17 +148,43 @@ class Appender:
             outcomes.append(planned)
             if isinstance(planned, _Planned):
                 next_seq += len(planned.new)
-        new = [event for planned in outcomes if isinstance(planned, _Planned) for event in planned.new]
+        new = [planned.new for planned in outcomes if isinstance(planned, _Planned) and len(planned.new)]
         ids: list[bytes] = []
         if new:
             now_us = log.database_us if self._clock is None else self._clock.now_us()
             recorded_us = max(now_us, log.head.last_recorded_at_us)
-            if len(new) <= FEW_MAX and sum(r.size_bytes for r in requests) <= FEW_BYTES_MAX:
-                ids = log.write_few(new, recorded_us)
+            few = sum(r.size_bytes for r in requests) <= FEW_BYTES_MAX and _few(new)
+            if few:
+                ids = log.write_few(few, recorded_us)
             else:
-                times = np.full(len(new), recorded_us, dtype=np.int64)
-                ids = log.write(pending_batch(new), times).to_pylist()
+                pending = pa.concat_batches(_columns(new))
+                times = np.full(pending.num_rows, recorded_us, dtype=np.int64)
+                ids = log.write(pending, times).to_pylist()
         return _results(outcomes, ids)
+
+
+def _few(new: Sequence[Sequence[NewEvent] | pa.RecordBatch]) -> list[NewEvent]:
+    """All the new events, if they are few and none came as columns; else none."""
+    if sum(map(len, new)) > FEW_MAX or any(isinstance(part, pa.RecordBatch) for part in new):
+        return []
+    return [event for part in new for event in part]
+
+
+def _columns(new: Sequence[Sequence[NewEvent] | pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """The new events as columns, those that came as objects side by side put into one batch."""
+    batches: list[pa.RecordBatch] = []
+    for as_columns, together in groupby(new, key=lambda part: isinstance(part, pa.RecordBatch)):
+        parts = list(together)
+        batches += parts if as_columns else [pending_batch([event for part in parts for event in part])]
+    return batches
+
+
+def _given_ids(request: AppendRequest) -> list[bytes | None]:
+    """The event_id that the caller gave to each event."""
+    if not isinstance(request.events, pa.RecordBatch):
+        return [None if e.event_id is None else e.event_id.bytes for e in request.events]
+    ids: list[bytes | None] = request.events.column("event_id").to_pylist()
+    return ids
 
 
 def _versions(
@@ -194,6 +227,8 @@ def _plan(
 
     Accepting a request adds its ids and versions, so that the next request of the group sees them.
     """
+    if isinstance(request.events, pa.RecordBatch):
+        return _plan_columns(request, request.events, next_seq, stored, versions)
     new: list[NewEvent] = []
     seqs: list[int] = []
     ids: dict[bytes, int] = {}
@@ -231,6 +266,40 @@ def _plan(
     return _Planned(request, next_seq, new, seqs)
 
 
+def _plan_columns(
+    request: AppendRequest,
+    events: pa.RecordBatch,
+    next_seq: int,
+    stored: dict[bytes, int],
+    versions: dict[Entity, int],
+) -> _Planned:
+    """`_plan` for events as columns, which expect no versions. Rows are looked at one by one only if they
+    bring ids of their own, or other requests of the group expect versions."""
+    count = events.num_rows
+    seqs: Sequence[int] = range(next_seq, next_seq + count)
+    new = events
+    if events.column("event_id").null_count < count:
+        fresh = np.zeros(count, dtype=np.bool_)
+        seqs, following = [], next_seq
+        for index, key in enumerate(_given_ids(request)):
+            seq = None if key is None else stored.get(key)
+            if seq is None:
+                seq, fresh[index] = following, True
+                following += 1
+                if key is not None:
+                    stored[key] = seq
+            seqs.append(seq)
+        new = events if fresh.all() else events.filter(pa.array(fresh))
+    if versions:
+        entities = zip(
+            events.column("entity_type").to_pylist(), events.column("entity_id").to_pylist(), strict=True
+        )
+        for entity, seq in zip(entities, seqs, strict=True):
+            if entity in versions:
+                versions[entity] = max(versions[entity], seq)
+    return _Planned(request, next_seq, new, seqs)
+
+
 def _results(outcomes: Sequence[Outcome | _Planned], new_ids: list[bytes]) -> list[Outcome]:
     results: list[Outcome] = []
     start = 0
@@ -249,8 +318,8 @@ def _results(outcomes: Sequence[Outcome | _Planned], new_ids: list[bytes]) -> li
                 duplicates=len(outcome.seqs) - count,
                 seqs=outcome.seqs,
                 event_ids=[
-                    ids[seq - first_seq] if event.event_id is None else event.event_id.bytes
-                    for event, seq in zip(outcome.request.events, outcome.seqs, strict=True)
+                    ids[seq - first_seq] if key is None else key
+                    for key, seq in zip(_given_ids(outcome.request), outcome.seqs, strict=True)
                 ],
             )
         )
