@@ -1,24 +1,104 @@
-"""What each route asks of its caller."""
+"""Who calls, and what each route asks of its caller.
+
+`Gate` stands before everything: a request without valid credentials reaches no route, whether that asks for a
+permission or was forgotten. `allow` is the permission that a route asks for.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import anyio
+import anyio.to_thread
 from fastapi import Depends, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from eventstore.errors import ForbiddenError, TenantNotFoundError
-from eventstore.model.access import Permission, Principal, Role
+from eventstore.access.authenticator import Authenticator, bearer_of
+from eventstore.access.limits import CallerLimits
+from eventstore.access.refusal import refused
+from eventstore.api import problems
+from eventstore.errors import EventStoreError, ForbiddenError, TenantNotFoundError
+from eventstore.model.access import Permission, Principal
+from eventstore.model.tenant import RESERVED_PREFIX, is_tenant_id
 
-__all__ = ["allow", "check", "principal_of"]
+__all__ = ["Authentication", "Gate", "allow", "check", "principal_of", "recheck"]
+
+# What anybody may ask: whether the process serves, and how the API is used.
+_OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})
+# Of either kind so many credentials are looked at at once: however many wrong ones come, threads and database
+# connections are left for the others; and an issuer that hangs holds up no API key.
+_LOOKUPS = 4
+
+
+class Authentication:
+    """Authenticates requests of one event loop."""
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+        self._keys = anyio.CapacityLimiter(_LOOKUPS)
+        self._tokens = anyio.CapacityLimiter(_LOOKUPS)
+
+    async def caller(self, scope: Scope) -> Principal:
+        """Who sent a request.
+
+        Raises:
+            UnauthenticatedError: no credentials, or none that hold.
+            RetryError: whoever could tell does not answer.
+        """
+        headers = scope["headers"]
+        peer = scope["client"][0] if scope["client"] else None
+        bearer = bearer_of(headers)
+        known = self._authenticator.remembered(bearer, peer, headers)
+        if known is not None:
+            return known
+        limiter = self._tokens if self._authenticator.asks_issuer(bearer) else self._keys
+        return await anyio.to_thread.run_sync(
+            self._authenticator.authenticate, bearer, peer, headers, limiter=limiter
+        )
+
+
+class Gate:
+    """ASGI middleware that lets nobody pass of whom it does not know who it is; `principal_of` tells the
+    others who that is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in _OPEN:
+            authentication: Authentication = scope["app"].state.authentication
+            limits: CallerLimits = scope["app"].state.limits
+            try:
+                principal = await authentication.caller(scope)
+                limits.admit(principal)
+                scope.setdefault("state", {})["principal"] = principal
+            except EventStoreError as e:
+                await problems.from_error(e)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def principal_of(request: Request) -> Principal:
     """The caller of a request.
 
     Raises:
-        UnauthenticatedError: no valid credentials.
+        UnauthenticatedError: the gate did not let it pass.
     """
-    return Principal("loopback", Role.ADMINISTRATOR, limits=None)
+    principal = request.scope.get("state", {}).get("principal")
+    if not isinstance(principal, Principal):
+        raise refused()
+    return principal
+
+
+async def recheck(request: Request) -> Principal:
+    """The caller of a request that is being answered for a long time, asked again.
+
+    Raises:
+        UnauthenticatedError: its credentials hold no more.
+        RetryError: whoever could tell does not answer.
+    """
+    authentication: Authentication = request.app.state.authentication
+    return await authentication.caller(request.scope)
 
 
 def check(principal: Principal, permission: Permission, tenant: str | None) -> None:
@@ -28,10 +108,10 @@ def check(principal: Principal, permission: Permission, tenant: str | None) -> N
     asked first, and before anything is looked up.
 
     Raises:
-        TenantNotFoundError: the tenant is not the caller's.
+        TenantNotFoundError: the tenant is not the caller's, or no tenant could have that name.
         ForbiddenError: the caller's role does not permit it.
     """
-    if tenant is not None and not principal.sees(tenant):
+    if tenant is not None and not (principal.sees(tenant) and is_tenant_id(tenant)):
         raise TenantNotFoundError(tenant)
     if not principal.may(permission) or (tenant is None and principal.tenant is not None):
         whose = "deployment" if tenant is None else "tenant"
@@ -39,13 +119,15 @@ def check(principal: Principal, permission: Permission, tenant: str | None) -> N
             f"the role {principal.role.value!r} does not permit this",
             hint=f"it takes a key of the {whose} that may {permission.value}",
         )
+    if permission is Permission.APPEND and tenant is not None and tenant.startswith(RESERVED_PREFIX):
+        raise ForbiddenError(f"nobody but the store itself appends to {tenant!r}")
 
 
 def allow(permission: Permission) -> Any:
     """The dependency of a route: its caller, who may do this to the `tenant` of the path (to the deployment
     where the path has none)."""
 
-    def permitted(request: Request) -> Principal:
+    async def permitted(request: Request) -> Principal:
         principal = principal_of(request)
         check(principal, permission, request.path_params.get("tenant"))
         return principal

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from urllib.parse import parse_qsl
@@ -20,13 +21,24 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eventstore.api import problems
-from eventstore.errors import EventStoreError, InputError, MediaTypeError, TooLargeError
+from eventstore.api.access import check, principal_of
+from eventstore.api.bodies import media_type_of, read_body
+from eventstore.api.limits import body_bytes_max
+from eventstore.errors import EventStoreError, InputError, MediaTypeError
 from eventstore.hot.append import AppendRequest, AppendResult
 from eventstore.hot.group import GroupCommitter
-from eventstore.intake.json import parse_array_or_object, parse_lines
+from eventstore.intake.bulk import DECODED_FACTOR, parse_arrow, parse_parquet
+from eventstore.intake.json import parse_array_or_object, parse_lines, parse_record
+from eventstore.model.access import Permission
+from eventstore.model.records import RecordIngest, RecordInsert, RecordUpdate
 from eventstore.query.render import format_uuid
 
-__all__ = ["AppendService", "AppendShortcut"]
+__all__ = ["ARROW", "LINES", "PARQUET", "AppendService", "AppendShortcut", "Appended"]
+
+LINES = "application/x-ndjson"
+ARROW = "application/vnd.apache.arrow.stream"
+PARQUET = "application/vnd.apache.parquet"
+Record = RecordInsert | RecordUpdate | RecordIngest
 
 _PREFIX, _SUFFIX = "/v1/tenants/", "/events"
 # Bodies up to this size are parsed in less time than it takes to hand them to a thread.
@@ -34,17 +46,25 @@ _INLINE_BYTES_MAX = 16_384
 _ENCODER = msgspec.json.Encoder()
 
 
-class _Stored(msgspec.Struct):
+class Stored(msgspec.Struct, forbid_unknown_fields=True):
+    """Where an event of the request is in the log."""
+
     seq: int
     event_id: str
 
 
-class _Appended(msgspec.Struct):
+class Appended(msgspec.Struct, forbid_unknown_fields=True):
+    """What became of a request. `count` events are new and have the seqs `first_seq` to `last_seq` (null: none
+    is new); `duplicates` were stored before. `events` has an item for each event of the request."""
+
     first_seq: int | None
     last_seq: int | None
     count: int
     duplicates: int
-    events: list[_Stored] | msgspec.UnsetType = msgspec.UNSET
+    events: list[Stored] | msgspec.UnsetType = msgspec.UNSET
+
+
+Parse = Callable[[bytes], AppendRequest]
 
 
 class AppendService:
@@ -56,56 +76,63 @@ class AppendService:
         self._value_bytes_max = value_bytes_max
         self._answers = _Answers(asyncio.get_running_loop())
 
-    async def respond(self, tenant: str, request: Request, *, with_events: bool) -> Response:
-        """Store the request's events; answered once they are durable.
+    async def respond(
+        self, tenant: str, request: Request, *, with_events: bool, record: type[Record] | None = None
+    ) -> Response:
+        """Store the request's events; answered once they are durable. `record`: the body is such a one.
 
         Raises:
             EventStoreError: why nothing of it was stored.
         """
-        body = await self._read_body(request)
-        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        parse = partial(self._parse, kind, body)
-        appending = parse() if len(body) <= _INLINE_BYTES_MAX else await run_in_threadpool(parse)
+        parse = self._parser(media_type_of(request), record)
+        body = await read_body(request, body_bytes_max(request, self._body_bytes_max))
+        quick = len(body) <= _INLINE_BYTES_MAX
+        appending = parse(body) if quick else await run_in_threadpool(parse, body)
         result = await self._answers.of(self._committer.submit(tenant, appending))
         content = _ENCODER.encode(_appended(result, with_events))
         return Response(content, 201, media_type="application/json")
 
-    async def _read_body(self, request: Request) -> bytes:
-        declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self._body_bytes_max:
-            raise self._too_large()
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self._body_bytes_max:
-                raise self._too_large()
-            parts.append(part)
-        return b"".join(parts)
+    async def flush(self, tenant: str) -> int:
+        """Wait until all that was accepted before for a tenant is settled; how many events that were."""
+        return await asyncio.wrap_future(self._committer.flush(tenant))
 
-    def _too_large(self) -> TooLargeError:
-        limit = self._body_bytes_max
-        return TooLargeError(
-            f"the body is larger than {limit} bytes", limit_bytes=limit, hint="send it in several requests"
-        )
+    def _parser(self, media_type: str, record: type[Record] | None) -> Parse:
+        """How a body of that media type becomes events.
 
-    def _parse(self, media_type: str, body: bytes) -> AppendRequest:
-        limit = self._value_bytes_max
-        if media_type == "application/x-ndjson":
-            events, lines = parse_lines(body, value_bytes_max=limit)
-            return AppendRequest(events, lines, len(body))
-        if media_type not in ("application/json", ""):
-            raise MediaTypeError(
-                f"the media type {media_type!r} is not taken",
-                hint="use application/json, or application/x-ndjson for a stream of lines",
+        Raises:
+            MediaTypeError: it is not taken here.
+        """
+        values = self._value_bytes_max
+        if media_type == "application/json":
+            if record is not None:
+                return lambda body: AppendRequest(
+                    parse_record(body, record, value_bytes_max=values), None, len(body)
+                )
+            return lambda body: AppendRequest(
+                parse_array_or_object(body, value_bytes_max=values), None, len(body)
             )
-        return AppendRequest(parse_array_or_object(body, value_bytes_max=limit), None, len(body))
+        if record is None and media_type == LINES:
+            return lambda body: AppendRequest(*parse_lines(body, value_bytes_max=values), len(body))
+        if record is None and media_type in (ARROW, PARQUET):
+            columns = parse_arrow if media_type == ARROW else parse_parquet
+            decoded = self._body_bytes_max * DECODED_FACTOR
+
+            def parse(body: bytes) -> AppendRequest:
+                events = columns(body, value_bytes_max=values, decoded_bytes_max=decoded)
+                return AppendRequest(events, None, events.nbytes)
+
+            return parse
+        taken = (
+            "application/json" if record is not None else f"application/json, {LINES}, {ARROW} or {PARQUET}"
+        )
+        raise MediaTypeError(f"the media type {media_type!r} is not taken here", hint=f"use {taken}")
 
 
-def _appended(result: AppendResult, with_events: bool) -> _Appended:
-    listed: list[_Stored] | msgspec.UnsetType = msgspec.UNSET
+def _appended(result: AppendResult, with_events: bool) -> Appended:
+    listed: list[Stored] | msgspec.UnsetType = msgspec.UNSET
     if with_events:
-        listed = [_Stored(s, format_uuid(i)) for s, i in zip(result.seqs, result.event_ids, strict=True)]
-    return _Appended(result.first_seq, result.last_seq, result.count, result.duplicates, listed)
+        listed = [Stored(s, format_uuid(i)) for s, i in zip(result.seqs, result.event_ids, strict=True)]
+    return Appended(result.first_seq, result.last_seq, result.count, result.duplicates, listed)
 
 
 class _Answers:
@@ -157,6 +184,7 @@ class AppendShortcut:
         service: AppendService = scope["app"].state.appending
         request = Request(scope, receive)
         try:
+            check(principal_of(request), Permission.APPEND, tenant)
             response = await service.respond(tenant, request, with_events=_with_events(scope["query_string"]))
         except EventStoreError as e:
             response = problems.from_error(e)

@@ -10,6 +10,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from alembic import command
+from eventstore.db import tables_access  # noqa: F401 - its tables belong to the metadata
 from eventstore.db.engine import Database
 from eventstore.errors import SchemaVersionError
 

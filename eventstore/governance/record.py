@@ -1,4 +1,4 @@
-"""The record of governance: every change of a policy, a hold or a tenant, in order, never changed.
+"""The record of governance: every change of a policy, a hold, a key or a tenant, in order, never changed.
 
 Entries are numbered 1, 2, 3, … without a gap, in the transaction of what they record. Each is copied to the
 default target as an object of its own, so that policies and holds outlive Postgres.
@@ -55,6 +55,9 @@ class EntryKind(StrEnum):
     POLICY = "policy"
     HOLD_PLACED = "hold_placed"
     HOLD_RELEASED = "hold_released"
+    KEY_CREATED = "key_created"
+    KEY_ROTATED = "key_rotated"
+    KEY_REVOKED = "key_revoked"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,29 @@ from enum import StrEnum
 from eventstore.errors import InputError
 from eventstore.model.window import WindowUnit
 
-__all__ = ["TENANT_ID_PATTERN", "Head", "Tenant", "TenantState", "check_tenant_id"]
+__all__ = [
+    "READS_TENANT",
+    "RESERVED_PREFIX",
+    "TENANT_ID_PATTERN",
+    "Head",
+    "Tenant",
+    "TenantState",
+    "check_new_tenant_id",
+    "check_tenant_id",
+    "is_tenant_id",
+]
 
 TENANT_ID_PATTERN = r"[a-z0-9][a-z0-9-]{0,62}"
 _TENANT_ID = re.compile(TENANT_ID_PATTERN)
+
+# Tenants of the store's own: nobody else makes one, or appends to it.
+RESERVED_PREFIX = "eventstore-"
+READS_TENANT = f"{RESERVED_PREFIX}reads"  # the log of reads
+
+
+def is_tenant_id(text: str) -> bool:
+    """Whether a tenant could have this name."""
+    return _TENANT_ID.fullmatch(text) is not None
 
 
 def check_tenant_id(tenant_id: str) -> str:
@@ -21,12 +40,25 @@ def check_tenant_id(tenant_id: str) -> str:
     Raises:
         InputError: not `[a-z0-9][a-z0-9-]{0,62}`.
     """
-    if _TENANT_ID.fullmatch(tenant_id) is None:
+    if not is_tenant_id(tenant_id):
         raise InputError(
             f"{tenant_id!r} is no tenant name",
             hint="use 1 to 63 of a-z, 0-9 and '-', beginning with a letter or a digit",
         )
     return tenant_id
+
+
+def check_new_tenant_id(tenant_id: str) -> str:
+    """Return the slug itself, if somebody may make a tenant of that name.
+
+    Raises:
+        InputError: no slug, or reserved for the store's own.
+    """
+    if tenant_id.startswith(RESERVED_PREFIX):
+        raise InputError(
+            f"names that begin with {RESERVED_PREFIX!r} are the store's own", hint="choose another name"
+        )
+    return check_tenant_id(tenant_id)
 
 
 class TenantState(StrEnum):

@@ -359,7 +359,7 @@ def test_history_takes_any_id(tenant: Tenant, entity_id: str) -> None:
     # httpx would resolve dots in a path, so the request line is written by hand.
     with socket.create_connection(tenant.served.address, timeout=30) as conn:
         path = url.partition(":")[2].split("/", 3)[3]
-        conn.sendall(f"GET /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        conn.sendall(f"GET /{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: conn.recv(65536), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b" 200 " in head.splitlines()[0], answer

@@ -19,6 +19,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 from typer.testing import CliRunner, Result
 
 from eventstore.api import problems
@@ -28,6 +29,7 @@ from eventstore.clock import US_PER_S, from_us, to_iso
 from eventstore.db.engine import Database
 from eventstore.db.tables import run_entries, runs, tasks, tenants
 from eventstore.errors import InputError, RunNotFoundError, TenantNotFoundError
+from eventstore.model.access import Principal, Role
 from eventstore.model.run import (
     Entry,
     FileWritten,
@@ -632,9 +634,13 @@ class Client:
         problems.install(self._app)
         self._app.include_router(api_runs.router)
 
+    async def _as_administrator(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"] = {"principal": Principal("test", Role.ADMINISTRATOR)}
+        await self._app(scope, receive, send)
+
     def get(self, path: str, **params: Any) -> httpx.Response:
         async def get() -> httpx.Response:
-            transport = httpx.ASGITransport(self._app)
+            transport = httpx.ASGITransport(self._as_administrator)
             async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
                 return await client.get(path, params=params or None)
 
