@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from eventstore.api.access import allow
 from eventstore.api.append import AppendService
 from eventstore.api.parameters import known_parameters
+from eventstore.api.reads import Read, reading
 from eventstore.app import Store
 from eventstore.clock import parse_time_us, to_iso
 from eventstore.errors import InputError
@@ -105,6 +106,7 @@ Partial = Annotated[
     bool, Query(description="Answer although a segment cannot be read, and name it in `covered.unreadable`")
 ]
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before")]
+Reading = Annotated[Read, reading()]
 
 
 @router.get(
@@ -112,7 +114,7 @@ Cursor = Annotated[str | None, Query(description="`next_cursor` of the page befo
 )
 async def list_events(
     tenant: str,
-    request: Request,
+    read: Reading,
     wanted: Wanted,
     order: Order = Order.ASC,
     limit: Limit = 100,
@@ -120,7 +122,7 @@ async def list_events(
     partial: Partial = False,
 ) -> Response:
     """Reads both tiers as one log. `covered` says what was looked at."""
-    return await _page(request, tenant, wanted, order, limit, cursor, partial)
+    return await _page(read, tenant, wanted, order, limit, cursor, partial)
 
 
 @router.get(
@@ -131,7 +133,7 @@ async def list_events(
 async def history(
     tenant: str,
     entity_id: str,
-    request: Request,
+    read: Reading,
     entity_type: str | None = None,
     order: Order = Order.ASC,
     limit: Limit = 1000,
@@ -140,13 +142,13 @@ async def history(
 ) -> Response:
     """The entity's events in the order of the log. The id may contain slashes."""
     wanted = event_filter(entity_type=entity_type, entity_id=entity_id)
-    return await _page(request, tenant, wanted, order, limit, cursor, partial)
+    return await _page(read, tenant, wanted, order, limit, cursor, partial)
 
 
 @router.get("/recent", dependencies=[allow(Permission.READ)], summary="The newest events")
-async def recent(tenant: str, request: Request, limit: Limit = 50) -> Response:
+async def recent(tenant: str, read: Reading, limit: Limit = 50) -> Response:
     """Newest first."""
-    return await _page(request, tenant, EventFilter(), Order.DESC, limit, None, False)
+    return await _page(read, tenant, EventFilter(), Order.DESC, limit, None, False)
 
 
 @router.get(
@@ -155,21 +157,30 @@ async def recent(tenant: str, request: Request, limit: Limit = 50) -> Response:
     summary="One event",
     responses={404: {"description": "No such event"}},
 )
-async def one_event(tenant: str, seq_or_event_id: str, request: Request) -> Response:
+async def one_event(tenant: str, seq_or_event_id: str, read: Reading) -> Response:
     """By its seq, or by its event_id (a UUID)."""
-    store: Store = request.app.state.store
+    seq, event_id = _named(seq_or_event_id)
+
+    def answer() -> Response:
+        with read:
+            page = read.reader.event(tenant, seq=seq, event_id=event_id)
+            read.covers(page.coverage, events=1)
+            (view,) = event_views(page.events)
+            return _json({"event": view, "covered": page.coverage.as_json()})
+
+    return await run_in_threadpool(answer)
+
+
+def _named(seq_or_event_id: str) -> tuple[int | None, bytes | None]:
+    """Which event is meant: its seq, or its event_id."""
     if seq_or_event_id.isascii() and seq_or_event_id.isdigit():
         if len(seq_or_event_id) > 18:
             raise InputError(f"{seq_or_event_id} is no seq", hint="seqs are below 10^18")
-        page = await run_in_threadpool(store.reader.event, tenant, seq=int(seq_or_event_id))
-    else:
-        try:
-            event_id = UUID(seq_or_event_id).bytes
-        except ValueError as e:
-            raise InputError(f"{seq_or_event_id!r} is neither a seq nor a UUID") from e
-        page = await run_in_threadpool(store.reader.event, tenant, event_id=event_id)
-    (view,) = event_views(page.events)
-    return _json({"event": view, "covered": page.coverage.as_json()})
+        return int(seq_or_event_id), None
+    try:
+        return None, UUID(seq_or_event_id).bytes
+    except ValueError as e:
+        raise InputError(f"{seq_or_event_id!r} is neither a seq nor a UUID") from e
 
 
 @router.get("/stats", dependencies=[allow(Permission.READ)], summary="How much the log holds, by tier")
@@ -202,7 +213,7 @@ async def stats(tenant: str, request: Request) -> Response:
 
 
 async def _page(
-    request: Request,
+    read: Read,
     tenant: str,
     wanted: EventFilter,
     order: Order,
@@ -210,17 +221,20 @@ async def _page(
     cursor: str | None,
     partial: bool,
 ) -> Response:
-    store: Store = request.app.state.store
     after = None if cursor is None else decode_cursor(cursor)
 
-    def read() -> Response:
-        page: Page = store.reader.page(tenant, wanted, order=order, after=after, limit=limit, partial=partial)
-        return _json(
-            {
-                "events": list(event_views(page.events)),
-                "next_cursor": None if page.next_after is None else encode_cursor(page.next_after),
-                "covered": page.coverage.as_json(),
-            }
-        )
+    def answer() -> Response:
+        with read:
+            page: Page = read.reader.page(
+                tenant, wanted, order=order, after=after, limit=limit, partial=partial
+            )
+            read.covers(page.coverage, events=page.events.num_rows)
+            return _json(
+                {
+                    "events": list(event_views(page.events)),
+                    "next_cursor": None if page.next_after is None else encode_cursor(page.next_after),
+                    "covered": page.coverage.as_json(),
+                }
+            )
 
-    return await run_in_threadpool(read)
+    return await run_in_threadpool(answer)

@@ -105,6 +105,7 @@ class Covered(msgspec.Struct, forbid_unknown_fields=True):
     archive_windows: int
     archive_from: Time | None
     archive_to: Time | None
+    archive_bytes: int
     expired: list[ExpiredSeqs]
     unreadable: list[UnreadableSegment]
 
@@ -147,6 +148,7 @@ COVERED_EXAMPLE: Mapping[str, Any] = {
     "archive_windows": 1,
     "archive_from": "2025-11-01T00:00:00.000000Z",
     "archive_to": "2025-12-01T00:00:00.000000Z",
+    "archive_bytes": 7698,
     "expired": [],
     "unreadable": [],
 }

@@ -12,7 +12,7 @@ from eventstore.governance.policies import add_version, policy_versions
 from eventstore.governance.record import EntryKind, record, required_text, take_lock
 from eventstore.model.policy import Policy, PolicyOverride, PolicyVersion, policy_in_force
 from eventstore.model.policy_change import check_targets, in_grace, pinned, standing
-from eventstore.model.tenant import Tenant
+from eventstore.model.tenant import Tenant, check_new_tenant_id
 
 __all__ = ["create_tenant", "override_of"]
 
@@ -25,19 +25,23 @@ def create_tenant(
     actor: str = "system",
     now_us: int | None = None,
     known_targets: Sequence[str] | None = None,
+    is_own: bool = False,
 ) -> Tenant:
     """Register a tenant with an empty log.
 
     `policy` is what it says differently from the deployment's default; a whole `Policy` leaves nothing to the
     default. It counts as in force ever since, because there was no other one before. `now_us` None: the
-    machine's clock. `known_targets` None: tiers are not checked.
+    machine's clock. `known_targets` None: tiers are not checked. `is_own`: it is the store's own, with a name
+    that nobody else may take.
 
     Raises:
-        InputError: not a slug; or the policy contradicts itself together with the default, or names a target
+        InputError: not a slug, or reserved; or the policy contradicts itself together with the default, or names a target
             that is not among those known.
         TenantExistsError: it is registered already.
         BusyError: another change of policies took too long.
     """
+    if not is_own:
+        check_new_tenant_id(tenant_id)
     now_us = SystemClock().now_us() if now_us is None else now_us
     who = required_text("who makes it", actor)
     override = override_of(policy) if isinstance(policy, Policy) else pinned(policy)

@@ -7,15 +7,17 @@ from dataclasses import dataclass, fields
 
 from eventstore.errors import InputError
 
-__all__ = ["REQUESTS_PER_S_MAX", "Limits"]
+__all__ = ["ARCHIVE_BYTES_PER_DAY_MAX", "FEEDS_MAX", "REQUESTS_PER_S_MAX", "Limits"]
 
-# About what a process answers at the most; more is no limit at all.
-REQUESTS_PER_S_MAX = 10_000
+# Far more than a process can do: a limit that high is none.
+REQUESTS_PER_S_MAX = 1_000_000
+FEEDS_MAX = 100_000
+ARCHIVE_BYTES_PER_DAY_MAX = 2**62
 _MOST = {
     "requests_per_s": REQUESTS_PER_S_MAX,
     "body_bytes_max": 2**30,
-    "feeds_max": 100_000,
-    "archive_bytes_per_day": 2**62,
+    "feeds_max": FEEDS_MAX,
+    "archive_bytes_per_day": ARCHIVE_BYTES_PER_DAY_MAX,
 }
 
 
