@@ -18,6 +18,7 @@ __all__ = [
     "EmbeddedPostgresError",
     "EventNotFoundError",
     "EventStoreError",
+    "FeedResetError",
     "ForbiddenError",
     "HeldError",
     "InputError",
@@ -204,6 +205,28 @@ class HeldError(StateError):
     def __init__(self, message: str, *, holds: list[str], hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.holds = holds
+
+
+class FeedResetError(StateError):
+    """A feed's cursor lies below what still exists: the events that follow it were destroyed.
+
+    `oldest_seq` is the oldest seq behind the cursor that exists; None: there is none yet. `since` is the cursor
+    with which the feed goes on from there. `expired` has what is gone between: certificate, first and last seq.
+    """
+
+    code = "feed-reset"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        oldest_seq: int | None,
+        since: int,
+        expired: list[tuple[int, int, int]],
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.oldest_seq, self.since, self.expired = oldest_seq, since, expired
 
 
 class LeaseLostError(StateError):

@@ -13,6 +13,7 @@ from eventstore.errors import (
     ConfirmationError,
     EventNotFoundError,
     EventStoreError,
+    FeedResetError,
     ForbiddenError,
     HeldError,
     InputError,
@@ -50,6 +51,7 @@ _STATUS: tuple[tuple[type[EventStoreError], int, str], ...] = (
     (MediaTypeError, 415, "Unsupported media type"),
     (InputError, 400, "Invalid request"),
     (VersionConflictError, 409, "Version conflict"),
+    (FeedResetError, 410, "Gone"),
     (StateError, 409, "Conflict"),
     (RateLimitedError, 429, "Too many requests"),
     (RetryError, 503, "Unavailable for the moment"),
@@ -83,6 +85,12 @@ def from_error(error: EventStoreError) -> Response:
         more["events"] = error.events
     if isinstance(error, HeldError):
         more["holds"] = error.holds
+    if isinstance(error, FeedResetError):
+        more |= {"oldest_seq": error.oldest_seq, "since": error.since}
+        more["expired"] = [
+            {"certificate": number, "first_seq": first, "last_seq": last}
+            for number, first, last in error.expired
+        ]
     if isinstance(error, RetryError):
         more["retry_after_s"] = error.retry_after_s
     if isinstance(error, VersionConflictError):
