@@ -8,7 +8,6 @@ is in `access.usage`.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -21,22 +20,22 @@ from eventstore.model.limits import Limits
 __all__ = ["CallerLimits", "FeedSlot"]
 
 _FEED_RETRY_S = 10
-_BURST_S = 1.0
+_NS_PER_S = 10**9
 _CALLERS_MAX = 10_000
 
 
 class CallerLimits:
     """What callers may ask of this process. `defaults` hold for those without a value of their own, and name
-    every limit. `monotonic_s` is a clock that never goes back. Safe for many threads."""
+    every limit. `monotonic_ns` is a clock that never goes back. Safe for many threads."""
 
-    def __init__(self, defaults: Limits, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, defaults: Limits, *, monotonic_ns: Callable[[], int] = time.monotonic_ns) -> None:
         assert len(defaults.as_json()) == len(Limits.__dataclass_fields__), "every limit has a default"
         self._defaults = defaults
-        self._monotonic_s = monotonic_s
+        self._monotonic_ns = monotonic_ns
         self._lock = threading.Lock()
         # By caller: when all that it has sent would have been answered at its rate. A caller that is not
         # here has sent nothing for a while.
-        self._due_s: dict[str, float] = {}
+        self._due_ns: dict[str, int] = {}
         self._feeds: dict[str, WeakSet[FeedSlot]] = {}
 
     def of(self, principal: Principal) -> Limits | None:
@@ -55,19 +54,19 @@ class CallerLimits:
             return
         per_s = own.requests_per_s or self._defaults.requests_per_s
         assert per_s is not None
-        now_s = self._monotonic_s()
+        now_ns = self._monotonic_ns()
         with self._lock:
-            due_s = max(self._due_s.get(principal.subject, 0.0), now_s)
-            wait_s = due_s + 1 / per_s - now_s - _BURST_S
-            if wait_s <= 0:
-                self._due_s[principal.subject] = due_s + 1 / per_s
-                if len(self._due_s) > _CALLERS_MAX:
-                    self._due_s = {who: due for who, due in self._due_s.items() if due > now_s}
+            due_ns = max(self._due_ns.get(principal.subject, 0), now_ns) + _NS_PER_S // per_s
+            wait_ns = due_ns - now_ns - _NS_PER_S
+            if wait_ns <= 0:
+                self._due_ns[principal.subject] = due_ns
+                if len(self._due_ns) > _CALLERS_MAX:
+                    self._due_ns = {who: due for who, due in self._due_ns.items() if due > now_ns}
                 return
         raise RateLimitedError(
             f"more than {per_s} requests in a second",
             hint="send many events in one request, or wait",
-            retry_after_s=max(1, math.ceil(wait_s)),
+            retry_after_s=-(-wait_ns // _NS_PER_S),
         )
 
     def body_bytes_max(self, principal: Principal) -> int | None:

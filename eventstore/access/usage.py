@@ -67,7 +67,7 @@ class ArchiveUsage:
         """Stop, and write what is left."""
         self._over.set()
         self._thread.join()
-        self._write()
+        self.write()
 
     def used(self, subject: str) -> int:
         """What a caller has scanned today, as far as this process knows; never older than a second."""
@@ -115,9 +115,10 @@ class ArchiveUsage:
 
     def _run(self) -> None:
         while not self._over.wait(_EVERY_S):
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write what was scanned since the last time, and learn what the others have counted."""
         today = self._today()
         with self._lock:
             idle_s = self._monotonic_s() - 60

@@ -29,7 +29,7 @@ from eventstore.model.segment import Segment
 from eventstore.query.coverage import Coverage, Meter, Unreadable
 from eventstore.query.tiers import ArchivePart, ExpiredRange, LogState, Tiers, span
 
-__all__ = ["Walk"]
+__all__ = ["Walk", "opened_bytes"]
 
 # A hot step looks at no more than this many seqs: a long statement would hold up the drop of a window.
 _HOT_SPAN = 100_000
@@ -149,6 +149,13 @@ class Walk:
         group = self._next_parts(end)
         first, last = self._group_span(group, end)
         limit = min(self.remaining, self.step_rows)
+        if self.wanted.is_range:
+            # Every seq is wanted: so many seqs are enough, and what lies behind them need not be sorted.
+            if self.descending:
+                first = max(first, last - limit + 1)
+            else:
+                last = min(last, first + limit - 1)
+            group = [part for part in group if span(part)[0] <= last and span(part)[1] >= first]
         events, first, last, unreadable = self._read_group(state, group, first, last, limit)
         first, last = self._looked_at(events, first, last, full=events.num_rows == limit)
         group = [part for part in group if span(part)[0] <= last and span(part)[1] >= first]
@@ -173,7 +180,7 @@ class Walk:
 
     def _count(self, read: Sequence[Segment], first: int, last: int) -> None:
         """Count what a step has opened of its segments: the row groups that hold what was looked at."""
-        opened = sum(_opened_bytes(segment, first, last) for segment in read)
+        opened = sum(opened_bytes(segment, first, last) for segment in read)
         self.coverage.archive_bytes += opened
         if self.meter is not None and opened:
             self.meter.add(opened)
@@ -328,7 +335,7 @@ def _outside(first: int, last: int, holes: Sequence[tuple[int, int]]) -> list[tu
     return found
 
 
-def _opened_bytes(segment: Segment, first: int, last: int) -> int:
+def opened_bytes(segment: Segment, first: int, last: int) -> int:
     """What a look at these seqs reads of a segment: whole row groups, as they are written."""
     r = segment.range
     start = max(first, r.first_seq) - r.first_seq
