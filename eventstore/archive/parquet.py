@@ -6,10 +6,10 @@ batched on their way: by number of rows and by size, whichever comes first. The 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from eventstore.model.segment import SegmentRange
 from eventstore.model.window import Window
 
 __all__ = [
+    "ENCODING",
+    "FILE_SCHEMA",
     "GROUP_ROWS_MAX",
     "RowGroup",
     "SegmentWriter",
@@ -37,12 +39,18 @@ SEGMENT_ROWS_MAX = 4 * GROUP_ROWS_MAX
 SEGMENT_BYTES_MAX = 48 * 2**20
 
 # A UUID is told to be one, so that every engine shows it as such.
-_FILE_SCHEMA = EVENT_SCHEMA.set(1, pa.field("event_id", pa.uuid(), nullable=False))
+FILE_SCHEMA = EVENT_SCHEMA.set(1, pa.field("event_id", pa.uuid(), nullable=False))
 _PREFIX = b"eventstore."
 _DICTIONARY = ["entity_type", "entity_id", "action", "field", "actor", "source", "workspace_id"]
 _INCOMPRESSIBLE = ("event_id", "hash")
 _COMPRESSION = {name: "NONE" if name in _INCOMPRESSIBLE else "ZSTD" for name in EVENT_SCHEMA.names}
 _RISING = dict.fromkeys(("seq", "recorded_at", "occurred_at"), "DELTA_BINARY_PACKED")
+# How every file of events is written: options of pyarrow's ParquetWriter.
+ENCODING: Mapping[str, Any] = {
+    "compression": _COMPRESSION,
+    "use_dictionary": _DICTIONARY,
+    "column_encoding": _RISING,
+}
 _FALSE_POSITIVES = 0.01
 
 
@@ -100,10 +108,8 @@ class SegmentWriter:
         bloom = {"ndv": min(rows_left, GROUP_ROWS_MAX), "fpp": _FALSE_POSITIVES}
         self._writer = pq.ParquetWriter(
             path,
-            _FILE_SCHEMA,
-            compression=_COMPRESSION,
-            use_dictionary=_DICTIONARY,
-            column_encoding=_RISING,
+            FILE_SCHEMA,
+            **ENCODING,
             write_statistics=True,
             write_page_index=True,
             bloom_filter_options={"entity_id": bloom, "event_id": bloom},
@@ -112,7 +118,7 @@ class SegmentWriter:
         )
 
     def write(self, group: RowGroup) -> None:
-        self._writer.write_table(group.events.cast(_FILE_SCHEMA), row_group_size=GROUP_ROWS_MAX)
+        self._writer.write_table(group.events.cast(FILE_SCHEMA), row_group_size=GROUP_ROWS_MAX)
 
     def finish(self, segment_range: SegmentRange) -> None:
         """Complete the file; the range goes into its metadata, so that it stands alone."""
@@ -131,7 +137,7 @@ class SegmentWriter:
 
 def as_events(table: pa.Table) -> pa.Table | None:
     """A table of a segment file as `EVENT_SCHEMA`; None where its columns are not those of a segment."""
-    return table.cast(EVENT_SCHEMA) if table.schema.equals(_FILE_SCHEMA) else None
+    return table.cast(EVENT_SCHEMA) if table.schema.equals(FILE_SCHEMA) else None
 
 
 def _to_metadata(r: SegmentRange) -> dict[bytes, bytes]:

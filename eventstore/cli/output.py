@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
-from eventstore.query.render import event_views, to_json_lines, to_text_table
+from eventstore.query.render import csv_header, csv_lines, event_views, json_lines
 
 __all__ = ["Format", "bytes_text", "console", "errors", "plural", "resolve_format", "write_events"]
 
@@ -64,28 +61,20 @@ def write_events(tables: Iterable[pa.Table], form: Format) -> int:
 
 
 def _write_jsonl(tables: Iterable[pa.Table]) -> int:
-    count = 0
-    for table in tables:
-        for start in range(0, table.num_rows, 10_000):
-            sys.stdout.buffer.write(to_json_lines(table.slice(start, 10_000)))
-        count += table.num_rows
-    sys.stdout.buffer.flush()
-    return count
+    return _write_lines(tables, json_lines)
 
 
 def _write_csv(tables: Iterable[pa.Table]) -> int:
-    count = 0
-    header = True
     # An answer without events has its header all the same.
-    for table in itertools.chain(tables, [EVENT_SCHEMA.empty_table()]):
-        if not table.num_rows and header:
-            sys.stdout.write(",".join(f'"{name}"' for name in EVENT_FIELDS) + "\n")
-        for start in range(0, table.num_rows, 10_000):
-            text = to_text_table(table.slice(start, 10_000))
-            pa.csv.write_csv(
-                text, sys.stdout.buffer, pa.csv.WriteOptions(include_header=header, quoting_style="needed")
-            )
-            header = False
+    sys.stdout.buffer.write(csv_header())
+    return _write_lines(tables, csv_lines)
+
+
+def _write_lines(tables: Iterable[pa.Table], lines: Callable[[pa.Table], Iterator[bytes]]) -> int:
+    count = 0
+    for table in tables:
+        for piece in lines(table):
+            sys.stdout.buffer.write(piece)
         count += table.num_rows
     sys.stdout.buffer.flush()
     return count

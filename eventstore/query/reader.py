@@ -87,8 +87,13 @@ class LogReader:
         limit: int | None = None,
         partial: bool = False,
         coverage: Coverage | None = None,
+        every_step: bool = False,
     ) -> Iterator[pa.Table]:
-        """All matching events in order, in tables of bounded size, up to the log's end as it is now."""
+        """All matching events in order, in tables of bounded size, up to the log's end as it is now.
+
+        With `every_step` there is an empty table for each step that found nothing, so that whoever reads can
+        stop there.
+        """
         walk = Walk(
             self._tiers,
             tenant_id,
@@ -98,8 +103,17 @@ class LogReader:
             partial=partial,
             coverage=Coverage() if coverage is None else coverage,
             meter=self._meter,
+            every_step=every_step,
         )
         return walk.run(after)
+
+    def last_seq(self, tenant_id: str) -> int:
+        """The seq at which the log ends now; 0: it is empty.
+
+        Raises:
+            TenantNotFoundError
+        """
+        return self._tiers.state(tenant_id).last_seq
 
     def event(self, tenant_id: str, *, seq: int | None = None, event_id: bytes | None = None) -> Page:
         """One event, by seq or by event_id, as a page of one.

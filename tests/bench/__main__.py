@@ -24,6 +24,7 @@ _BENCHMARKS = {
     "compaction": "tests.bench.compaction",
     "windows": "tests.bench.big_windows",
     "queries": "tests.bench.archive_queries",
+    "export": "tests.bench.export",
     "tenants": "tests.bench.many_tenants",
     "retention": "tests.bench.during_retention",
     "fleet": "tests.bench.fleet",

@@ -39,9 +39,9 @@ from tests.bench.events import entity_name, pending_events, spread_times
 from tests.bench.lab import Lab
 from tests.bench.measure import Measured, Row, amount
 
-__all__ = ["ROWS", "run"]
+__all__ = ["ROWS", "TENANT", "SegmentOrder", "build_segment", "catalog", "duck_as_configured", "run"]
 
-_TENANT = "t"
+TENANT = "t"
 _RARE = "order-rare"
 _RARE_EVENTS = 3
 _LIMIT = 50
@@ -75,18 +75,18 @@ def run(lab: Lab) -> list[Measured]:
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as executor:
             made = list(
                 executor.map(
-                    _build_segment,
-                    (_Order(str(site.archive), n, rows, n == count // 2) for n in range(count)),
+                    build_segment,
+                    (SegmentOrder(str(site.archive), n, rows, n == count // 2) for n in range(count)),
                 )
             )
         with site.store() as store:
-            _catalog(store, made)
+            catalog(store, made)
             questions = {
                 busy: _question(store.reader, busy, _LIMIT),
                 _RARE: _question(store.reader, _RARE, _LIMIT),
             }
             right = {busy: made[-1].segment, _RARE: made[count // 2].segment}
-            duck = _duck()
+            duck = duck_as_configured()
             by_hand = {
                 entity: _by_hand(duck, site.archive / segment.key, entity, _LIMIT)
                 for entity, segment in right.items()
@@ -112,7 +112,7 @@ def run(lab: Lab) -> list[Measured]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
+class SegmentOrder:
     """A segment to build."""
 
     archive: str
@@ -126,13 +126,13 @@ def _hash_after(number: int) -> bytes:
     return hashlib.sha256(f"segment {number}".encode()).digest()
 
 
-def _build_segment(order: _Order) -> VerifiedSegment:
+def build_segment(order: SegmentOrder) -> VerifiedSegment:
     """Write one day's segment into the archive. Nothing is to be dropped for it: no need to verify it."""
     rng = np.random.default_rng(order.number)
     start_us = _FIRST_DAY_US + order.number * _DAY_US
     window = Window(start_us, start_us + _DAY_US)
     target = FileTarget(Path(order.archive))
-    key = segment_key(_TENANT, window, 0)
+    key = segment_key(TENANT, window, 0)
     times = spread_times(window, order.rows)
     first_seq = order.number * order.rows + 1
 
@@ -145,7 +145,7 @@ def _build_segment(order: _Order) -> VerifiedSegment:
 
     path = target.stage(key)
     segment_range = SegmentRange(
-        tenant_id=_TENANT,
+        tenant_id=TENANT,
         window=window,
         part=0,
         first_seq=first_seq,
@@ -166,7 +166,7 @@ def _build_segment(order: _Order) -> VerifiedSegment:
 
 
 def _events(
-    rng: np.random.Generator, order: _Order, start: int, first_seq: int, recorded: np.ndarray
+    rng: np.random.Generator, order: SegmentOrder, start: int, first_seq: int, recorded: np.ndarray
 ) -> pa.RecordBatch:
     count = len(recorded)
     pending = pending_events(rng, count, recorded)
@@ -187,9 +187,9 @@ def _events(
     return pa.RecordBatch.from_arrays([columns[name] for name in EVENT_FIELDS], schema=EVENT_SCHEMA)
 
 
-def _catalog(store: Store, made: list[VerifiedSegment]) -> None:
+def catalog(store: Store, made: list[VerifiedSegment]) -> None:
     """Bring the catalog to where a compaction of each day would have left it."""
-    create_tenant(store.database, _TENANT, Policy(WindowUnit.DAY, 0))
+    create_tenant(store.database, TENANT, Policy(WindowUnit.DAY, 0))
     first, last = made[0].segment.range, made[-1].segment.range
     with store.database.transaction() as conn:
         # The first segment's chain starts from nothing that exists.
@@ -207,7 +207,7 @@ def _catalog(store: Store, made: list[VerifiedSegment]) -> None:
             )
             conn.execute(
                 sa.insert(windows).values(
-                    tenant_id=_TENANT,
+                    tenant_id=TENANT,
                     window_from=from_us(r.window.from_us),
                     window_to=from_us(r.window.to_us),
                     state=record.state.value,
@@ -219,7 +219,7 @@ def _catalog(store: Store, made: list[VerifiedSegment]) -> None:
                 )
             )
             cut_over(conn, record, [verified])
-            mark_dropped(conn, _TENANT, record)
+            mark_dropped(conn, TENANT, record)
         conn.execute(
             sa.update(heads).values(
                 last_seq=last.last_seq, last_hash=last.hash_after, last_recorded_us=last.window.to_us
@@ -229,10 +229,10 @@ def _catalog(store: Store, made: list[VerifiedSegment]) -> None:
 
 def _question(reader: LogReader, entity: str, limit: int) -> Callable[[], pa.Table]:
     wanted = EventFilter(entity_id=entity)
-    return lambda: reader.page(_TENANT, wanted, order=Order.DESC, limit=limit).events
+    return lambda: reader.page(TENANT, wanted, order=Order.DESC, limit=limit).events
 
 
-def _duck() -> duckdb.DuckDBPyConnection:
+def duck_as_configured() -> duckdb.DuckDBPyConnection:
     """DuckDB set up as the product sets it up."""
     duck = duckdb.connect(":memory:", config={"threads": os.cpu_count() or 1})
     duck.execute("SET TimeZone = 'UTC'")
