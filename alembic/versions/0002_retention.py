@@ -199,6 +199,9 @@ def upgrade() -> None:
     op.add_column("windows", sa.Column("expired_at", postgresql.TIMESTAMP(timezone=True), nullable=True))
     op.add_column("windows", sa.Column("listed_us", sa.BigInteger(), nullable=True))
     op.add_column("windows", sa.Column("target", sa.Text(), nullable=True))
+    op.add_column(
+        "windows", sa.Column("copying_to", sa.ARRAY(sa.Text()), server_default="{}", nullable=False)
+    )
     op.add_column("windows", sa.Column("profile", postgresql.JSONB(), nullable=True))
     op.execute("UPDATE windows SET target = 'archive' WHERE state <> 'open'")
     op.drop_constraint(op.f("windows_state_ck"), "windows", type_="check")

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
 
 from eventstore.clock import from_us, to_us
-from eventstore.db.tables import removals, segments
+from eventstore.db.tables import removals, segments, windows
 
 __all__ = [
     "Removal",
@@ -22,6 +23,7 @@ __all__ = [
     "lock_removal",
     "mark_removed",
     "no_longer_elsewhere",
+    "note_copying",
     "remove_again",
     "removed_keys",
     "request_removal",
@@ -82,16 +84,42 @@ def request_removal(
     *,
     but_not_in: str | None = None,
 ) -> None:
-    """Note that the objects of the segments in a seq range, as the catalog has them, are to be removed; those
-    that lie in the target `but_not_in` stay."""
-    chosen = sa.select(
-        *(segments.c[name] for name in _COPIED), sa.literal(reason.value).label("reason")
-    ).where(
+    """Note that the objects of the segments in a seq range, as the catalog has them, are to be removed, and
+    with them the copies of moves that were begun and given up; those in the target `but_not_in` stay."""
+    values = [segments.c[name] for name in _COPIED[1:]] + [sa.literal(reason.value).label("reason")]
+    in_range = sa.and_(
         segments.c.tenant_id == tenant_id, segments.c.first_seq >= first_seq, segments.c.last_seq <= last_seq
     )
+    named = sa.select(segments.c.target, *values).where(in_range)
+    moves = (
+        sa.select(windows.c.window_from, sa.func.unnest(windows.c.copying_to).label("target"))
+        .where(windows.c.tenant_id == tenant_id)
+        .subquery()
+    )
+    left = (
+        sa.select(moves.c.target, *values)
+        .join_from(segments, moves, moves.c.window_from == segments.c.window_from)
+        .where(in_range, moves.c.target != segments.c.target)
+    )
     if but_not_in is not None:
-        chosen = chosen.where(segments.c.target != but_not_in)
-    conn.execute(sa.insert(removals).from_select([*_COPIED, "reason"], chosen))
+        named, left = named.where(segments.c.target != but_not_in), left.where(moves.c.target != but_not_in)
+    statement = insert(removals).from_select([*_COPIED, "reason"], named.union_all(left))
+    again = {"removed_at": sa.null(), "reason": statement.excluded.reason}
+    conn.execute(statement.on_conflict_do_update(index_elements=["target", "key"], set_=again))
+
+
+def note_copying(conn: sa.Connection, tenant_id: str, window_from_us: int, target: str) -> None:
+    """A window's segments are about to be copied to a target. If that is given up, by a worker's end and
+    because the window is wanted elsewhere by then, what it wrote is removed as a former copy is."""
+    conn.execute(
+        sa.update(windows)
+        .where(
+            windows.c.tenant_id == tenant_id,
+            windows.c.window_from == from_us(window_from_us),
+            sa.literal(target) != sa.all_(windows.c.copying_to),
+        )
+        .values(copying_to=sa.func.array_append(windows.c.copying_to, target))
+    )
 
 
 def no_longer_elsewhere(conn: sa.Connection, tenant_id: str, window_from_us: int) -> None:

@@ -218,7 +218,7 @@ def move_segments(
     conn.execute(
         sa.update(windows)
         .where(windows.c.tenant_id == tenant_id, windows.c.window_from == from_us(record.window.from_us))
-        .values(target=target)
+        .values(target=target, copying_to=[])
     )
     raise_catalog_version(conn, tenant_id)
 

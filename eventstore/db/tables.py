@@ -124,6 +124,8 @@ windows = sa.Table(
     sa.Column("listed_us", sa.BigInteger),
     # null while open; then the target where it is to go, once archived the one where it is
     sa.Column("target", sa.Text),
+    # targets to which a move began to copy it: objects may lie there that nothing else names
+    sa.Column("copying_to", sa.ARRAY(sa.Text), nullable=False, server_default="{}"),
     # the shape of its events (model.quality.Profile); null: not taken
     sa.Column("profile", JSONB),
     sa.CheckConstraint("state IN ('open', 'sealed', 'archived', 'dropped', 'expired')", name="state"),

@@ -22,6 +22,7 @@ from eventstore.model.hold import HoldScope
 from eventstore.model.policy import ArchiveTier, Ending, Policy, PolicyOverride
 from eventstore.model.run import RunKind, RunReport, RunStatus
 from eventstore.model.window import WindowUnit
+from eventstore.retention import moving as moving_module
 from eventstore.retention import removing as removing_module
 from eventstore.retention.compactor import Compactor, RunOrder
 from eventstore.settings import Settings
@@ -134,6 +135,27 @@ def test_expiry_destroys_what_was_listed_and_leaves_a_certificate(tiered: Store)
     assert made[1].certificate.head_seq == 50
     assert "expire" not in made[0].certificate.decided_by
     whole(tiered)
+
+
+def test_what_a_move_wrote_before_it_was_given_up_goes_with_the_window(
+    tiered: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiered, 2)
+
+    def lost(*_: object, **__: object) -> None:
+        raise BusyError("the connection is lost before the cutover")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moving_module, "cut_over_move", lost)
+        assert run(tiered, 4).status is RunStatus.FAILED
+    assert where(tiered)[0] == "near"
+    copied = set(objects(tiered, "near")) & set(objects(tiered, "deep"))
+    assert copied, "the move was to have written its copy"
+    # Nobody comes back to it before its time is over.
+    run(tiered, 8, EXPIRY)
+    assert where(tiered)[0] == "expired"
+    assert not copied & set(objects(tiered, "near") + objects(tiered, "deep"))
+    assert execute(tiered.database.url, "SELECT count(*) FROM removals WHERE removed_at IS NULL") == [(0,)]
 
 
 def test_a_policy_that_keeps_destroys_nothing(tiered: Store) -> None:
