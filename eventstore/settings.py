@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from eventstore.access.oidc import OidcConfig, is_safe_url
 from eventstore.errors import InputError, SetupError
+from eventstore.model.access import Role
+from eventstore.model.limits import ARCHIVE_BYTES_PER_DAY_MAX, FEEDS_MAX, REQUESTS_PER_S_MAX, Limits
 from eventstore.model.policy import DEFAULT_TARGET, parse_duration_us
 from eventstore.model.schedule import parse_schedule
 
@@ -31,8 +35,18 @@ def _schedule(text: str) -> str:
     return text
 
 
+def _issuer_url(text: str) -> str:
+    if not is_safe_url(text):
+        raise ValueError(f"{text!r} is no https address (http is taken on this machine alone)")
+    return text
+
+
+IssuerUrl = Annotated[str, AfterValidator(_issuer_url)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Schedule = Annotated[str, AfterValidator(_schedule)]
+
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
 
 
 class Settings(BaseSettings):
@@ -44,6 +58,11 @@ class Settings(BaseSettings):
         None,
         description="A Postgres server (15 or later), as postgresql://user:password@host/database. "
         "Without it, an embedded one runs under the home.",
+    )
+    app_database_url: str | None = Field(
+        None,
+        description="The same database for the application's own login, a member of the role eventstore_app "
+        "that owns nothing. Without it, EVENTSTORE_DATABASE_URL's login takes on that role by itself.",
     )
     home: Path = Field(Path(".eventstore"), description="Folder of the embedded Postgres and the archive.")
     archive_url: str | None = Field(
@@ -96,6 +115,11 @@ class Settings(BaseSettings):
     port: int = Field(
         8080, ge=0, le=65535, description="Port that `eventstore serve` listens on; 0 picks one."
     )
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="Origins whose pages a browser lets call the API, as a JSON list, e.g. "
+        '["https://console.example.org"]; none unless set.',
+    )
     body_bytes_max: int = Field(64 * 2**20, gt=0, le=2**30, description="The largest request body, in bytes.")
     value_bytes_max: int = Field(
         256 * 2**10,
@@ -103,7 +127,83 @@ class Settings(BaseSettings):
         le=16 * 2**20,
         description="The largest old_value, new_value or metadata of an event, in bytes of JSON.",
     )
+    feed_keepalive: Duration = Field(
+        "15s",
+        description="How long a feed may be silent before a sign of life is sent; so often its key is looked at.",
+    )
+    feed_stall: Duration = Field(
+        "30s", description="How long a feed's consumer may take nothing in before it is disconnected."
+    )
     append_workers: int = Field(4, ge=1, le=64, description="Tenants that are written to at the same time.")
+    limit_requests_per_s: int = Field(
+        1000,
+        ge=1,
+        le=REQUESTS_PER_S_MAX,
+        description="Requests a second that a key may send to each API process.",
+    )
+    limit_feeds_max: int = Field(
+        100,
+        ge=1,
+        le=FEEDS_MAX,
+        description="Feeds that a key may have open at the same time in each API process.",
+    )
+    limit_archive_bytes_per_day: int = Field(
+        2**40,
+        ge=1,
+        le=ARCHIVE_BYTES_PER_DAY_MAX,
+        description="Bytes of the archive that a key may scan in a day of UTC, in all processes together.",
+    )
+    reason_required: bool = Field(
+        False, description="Whether reads that are written to the log of reads need a reason."
+    )
+
+    oidc_issuer: IssuerUrl | None = Field(
+        None, description="Issuer of the tokens with which persons sign in, exactly as it names itself."
+    )
+    oidc_audience: str | None = Field(
+        None, min_length=1, description="What tokens must name as their audience: this store, for the issuer."
+    )
+    oidc_jwks_url: IssuerUrl | None = Field(
+        None, description="Where the issuer's keys are; asked of the issuer (discovery) unless set."
+    )
+    oidc_role_claim: str = Field(
+        "eventstore_role", min_length=1, description="The claim that gives a person's role."
+    )
+    oidc_tenant_claim: str = Field(
+        "eventstore_tenant",
+        min_length=1,
+        description="The claim that gives a person's tenant, or `*` for the whole deployment.",
+    )
+    oidc_roles: dict[str, Role] = Field(
+        default_factory=dict,
+        description="What values of the role claim mean, as a JSON object; the roles' own names unless set.",
+    )
+
+    @model_validator(mode="after")
+    def _oidc_is_whole(self) -> Settings:
+        given = sorted(name for name in self.model_fields_set if name.startswith("oidc_"))
+        if given and (self.oidc_issuer is None or self.oidc_audience is None):
+            raise ValueError(
+                f"EVENTSTORE_{given[0].upper()} is set: tokens need EVENTSTORE_OIDC_ISSUER and "
+                "EVENTSTORE_OIDC_AUDIENCE, both"
+            )
+        if self.oidc_role_claim == self.oidc_tenant_claim:
+            raise ValueError("EVENTSTORE_OIDC_ROLE_CLAIM and EVENTSTORE_OIDC_TENANT_CLAIM are the same claim")
+        return self
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin, such as https://console.example.org (or '*')")
+        return origins
+
+    @model_validator(mode="after")
+    def _app_has_a_server(self) -> Settings:
+        if self.app_database_url is not None and self.database_url is None:
+            raise ValueError("EVENTSTORE_APP_DATABASE_URL needs EVENTSTORE_DATABASE_URL, the owner's login")
+        return self
 
     @field_validator("targets")
     @classmethod
@@ -116,6 +216,30 @@ class Settings(BaseSettings):
     def target_urls(self) -> dict[str, str]:
         """Every archive target's URL by its name."""
         return {DEFAULT_TARGET: self.resolved_archive_url, **self.targets}
+
+    @property
+    def oidc(self) -> OidcConfig | None:
+        """Whose tokens are taken; None: nobody's."""
+        if self.oidc_issuer is None or self.oidc_audience is None:
+            return None
+        return OidcConfig(
+            issuer=self.oidc_issuer,
+            audience=self.oidc_audience,
+            jwks_url=self.oidc_jwks_url,
+            role_claim=self.oidc_role_claim,
+            tenant_claim=self.oidc_tenant_claim,
+            roles=self.oidc_roles,
+        )
+
+    @property
+    def default_limits(self) -> Limits:
+        """The limits of a key that has none of its own."""
+        return Limits(
+            requests_per_s=self.limit_requests_per_s,
+            body_bytes_max=self.body_bytes_max,
+            feeds_max=self.limit_feeds_max,
+            archive_bytes_per_day=self.limit_archive_bytes_per_day,
+        )
 
     @property
     def resolved_key_file(self) -> Path:
@@ -141,4 +265,5 @@ def load_settings() -> Settings:
     except ValidationError as e:
         problem = e.errors()[0]
         name = "EVENTSTORE_" + "_".join(str(part) for part in problem["loc"]).upper()
-        raise SetupError(f"{name}: {problem['msg']}", hint="see docs/reference/settings.md") from e
+        what = f"{name}: {problem['msg']}" if problem["loc"] else problem["msg"]
+        raise SetupError(what, hint="see docs/reference/settings.md") from e

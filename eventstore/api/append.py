@@ -54,8 +54,8 @@ class Stored(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Appended(msgspec.Struct, forbid_unknown_fields=True):
-    """What became of a request. `count` events are new and have the seqs `first_seq` to `last_seq` (null: none
-    is new); `duplicates` were stored before. `events` has an item for each event of the request."""
+    """What became of a request. `count` events are new and have the seqs `first_seq` to `last_seq` (null:
+    none is new); `duplicates` were stored before. `events` has an item for each event of the request."""
 
     first_seq: int | None
     last_seq: int | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -10,11 +11,23 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from eventstore.api.access import allow
-from eventstore.api.append import AppendService
-from eventstore.api.parameters import known_parameters
+from eventstore.api.append import ARROW, LINES, PARQUET, Appended, AppendService
+from eventstore.api.conditional import ETAG, NOT_MODIFIED, IfNoneMatch, etag_of, is_match, not_modified
+from eventstore.api.parameters import known_parameters, time_us
 from eventstore.api.reads import Read, reading
+from eventstore.api.schemas import accepts, answers
+from eventstore.api.shapes import (
+    COVERED_EXAMPLE,
+    EVENT_EXAMPLE,
+    PAGE_EXAMPLE,
+    STATS_EXAMPLE,
+    EventInput,
+    EventPage,
+    OneEvent,
+    Stats,
+)
 from eventstore.app import Store
-from eventstore.clock import parse_time_us, to_iso
+from eventstore.clock import to_iso
 from eventstore.errors import InputError
 from eventstore.model.access import Permission
 from eventstore.model.query import PAGE_LIMIT_MAX, EventFilter, Order, decode_cursor, encode_cursor
@@ -27,7 +40,14 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1/tenants/{tenant}", dependencies=[Depends(known_parameters)])
 
 _ENCODER = msgspec.json.Encoder()
-_DESCRIPTION_422 = "An event breaks a rule; `field` and `index` or `line` say where. Nothing was stored."
+_NEW = {"entity_type": "contract", "entity_id": "c-1", "action": "created", "actor": "anna", "source": "crm"}
+_APPENDED = {
+    "first_seq": 7,
+    "last_seq": 7,
+    "count": 1,
+    "duplicates": 0,
+    "events": [{"seq": 7, "event_id": "019a48f1-d680-7000-8000-0368969ec29a"}],
+}
 
 
 def _json(value: Any, status: int = 200) -> Response:
@@ -39,32 +59,25 @@ def _json(value: Any, status: int = 200) -> Response:
     status_code=201,
     dependencies=[allow(Permission.APPEND)],
     summary="Append events, all or nothing",
-    responses={
-        404: {"description": "No such tenant"},
-        409: {"description": "An expected_version does not hold"},
-        413: {"description": "The body or a value is too large"},
-        415: {"description": "Another media type"},
-        422: {"description": _DESCRIPTION_422},
-        503: {"description": "Too much is waiting; send it again"},
-    },
+    responses=answers(Appended, 409, 422, status=201, example=_APPENDED),
+    openapi_extra=accepts(
+        EventInput | list[EventInput],
+        example=[_NEW],
+        media={
+            LINES: ("An event a line, as a JSON object", json.dumps(_NEW) + "\n"),
+            ARROW: "An Arrow IPC stream whose columns are the fields of events",
+            PARQUET: "A Parquet file whose columns are the fields of events",
+        },
+        description="The body may have a Content-Encoding of gzip or zstd.",
+    ),
 )
 async def append(tenant: str, request: Request, events: bool = True) -> Response:
-    """Takes one event (a JSON object), many (an array) or a stream (application/x-ndjson).
+    """Takes one event (a JSON object), many (an array), or a stream of lines, of Arrow or of Parquet.
 
     Answered once the events are durable. `events=false` leaves out the list of seq and event_id.
     """
     service: AppendService = request.app.state.appending
     return await service.respond(tenant, request, with_events=events)
-
-
-def _time(name: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        # A '+' of an offset that was sent unescaped arrives as a blank.
-        return parse_time_us(text.replace(" ", "+") if "T" in text else text)
-    except InputError as e:
-        raise InputError(f"{name}: {e.message}", hint=e.hint) from e
 
 
 def event_filter(
@@ -91,10 +104,10 @@ def event_filter(
         field=field,
         source=source,
         workspace_id=workspace_id,
-        recorded_from_us=_time("recorded_from", recorded_from),
-        recorded_to_us=_time("recorded_to", recorded_to),
-        occurred_from_us=_time("occurred_from", occurred_from),
-        occurred_to_us=_time("occurred_to", occurred_to),
+        recorded_from_us=time_us("recorded_from", recorded_from),
+        recorded_to_us=time_us("recorded_to", recorded_to),
+        occurred_from_us=time_us("occurred_from", occurred_from),
+        occurred_to_us=time_us("occurred_to", occurred_to),
         seq_from=seq_from,
         seq_to=seq_to,
     )
@@ -110,7 +123,10 @@ Reading = Annotated[Read, reading()]
 
 
 @router.get(
-    "/events", dependencies=[allow(Permission.READ)], summary="Events that meet conditions, a page at a time"
+    "/events",
+    dependencies=[allow(Permission.READ)],
+    summary="Events that meet conditions, a page at a time",
+    responses=answers(EventPage, example=PAGE_EXAMPLE),
 )
 async def list_events(
     tenant: str,
@@ -129,6 +145,7 @@ async def list_events(
     "/history/{entity_id:path}",
     dependencies=[allow(Permission.READ)],
     summary="Everything that happened to one entity",
+    responses=answers(EventPage, example=PAGE_EXAMPLE),
 )
 async def history(
     tenant: str,
@@ -145,7 +162,12 @@ async def history(
     return await _page(read, tenant, wanted, order, limit, cursor, partial)
 
 
-@router.get("/recent", dependencies=[allow(Permission.READ)], summary="The newest events")
+@router.get(
+    "/recent",
+    dependencies=[allow(Permission.READ)],
+    summary="The newest events",
+    responses=answers(EventPage, example=PAGE_EXAMPLE),
+)
 async def recent(tenant: str, read: Reading, limit: Limit = 50) -> Response:
     """Newest first."""
     return await _page(read, tenant, EventFilter(), Order.DESC, limit, None, False)
@@ -155,9 +177,14 @@ async def recent(tenant: str, read: Reading, limit: Limit = 50) -> Response:
     "/events/{seq_or_event_id}",
     dependencies=[allow(Permission.READ)],
     summary="One event",
-    responses={404: {"description": "No such event"}},
+    responses=answers(
+        OneEvent, 404, example={"event": EVENT_EXAMPLE, "covered": COVERED_EXAMPLE}, headers=ETAG
+    )
+    | NOT_MODIFIED,
 )
-async def one_event(tenant: str, seq_or_event_id: str, read: Reading) -> Response:
+async def one_event(
+    tenant: str, seq_or_event_id: str, read: Reading, if_none_match: IfNoneMatch = None
+) -> Response:
     """By its seq, or by its event_id (a UUID)."""
     seq, event_id = _named(seq_or_event_id)
 
@@ -166,7 +193,12 @@ async def one_event(tenant: str, seq_or_event_id: str, read: Reading) -> Respons
             page = read.reader.event(tenant, seq=seq, event_id=event_id)
             read.covers(page.coverage, events=1)
             (view,) = event_views(page.events)
-            return _json({"event": view, "covered": page.coverage.as_json()})
+            etag = etag_of(view.hash)
+            if is_match(if_none_match, etag):
+                return not_modified(etag)
+            answered = _json({"event": view, "covered": page.coverage.as_json()})
+            answered.headers["ETag"] = etag
+            return answered
 
     return await run_in_threadpool(answer)
 
@@ -183,7 +215,12 @@ def _named(seq_or_event_id: str) -> tuple[int | None, bytes | None]:
         raise InputError(f"{seq_or_event_id!r} is neither a seq nor a UUID") from e
 
 
-@router.get("/stats", dependencies=[allow(Permission.READ)], summary="How much the log holds, by tier")
+@router.get(
+    "/stats",
+    dependencies=[allow(Permission.READ)],
+    summary="How much the log holds, by tier",
+    responses=answers(Stats, example=STATS_EXAMPLE),
+)
 async def stats(tenant: str, request: Request) -> Response:
     """Events and bytes by tier, windows by state, and the log's head."""
     store: Store = request.app.state.store

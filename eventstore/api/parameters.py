@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
 
+from eventstore.clock import parse_time_us
 from eventstore.errors import InputError
 
-__all__ = ["known_parameters"]
+__all__ = ["known_parameters", "time_us"]
 
 
 async def known_parameters(request: Request) -> None:
@@ -23,6 +24,21 @@ async def known_parameters(request: Request) -> None:
             raise InputError(f"{name} is given more than once", hint="ask once for each value")
         if "\ufffd" in value:
             raise InputError(f"{name} is not UTF-8", hint="percent-encode the UTF-8 bytes of the value")
+
+
+def time_us(name: str, text: str | None) -> int | None:
+    """The moment that a parameter names, in microseconds since 1970 UTC; None: it is not given.
+
+    Raises:
+        InputError: it is no time.
+    """
+    if text is None:
+        return None
+    try:
+        # A '+' of an offset that was sent unescaped arrives as a blank.
+        return parse_time_us(text.replace(" ", "+") if "T" in text else text)
+    except InputError as e:
+        raise InputError(f"{name}: {e.message}", hint=e.hint) from e
 
 
 def _query_parameters(dependant: Dependant) -> set[str]:

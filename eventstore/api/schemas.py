@@ -19,6 +19,8 @@ __all__ = ["SHAPES_KEY", "Problem", "accepts", "answers", "problem_response", "s
 
 # Where a response or a body carries the definitions that it refers to, until `api.openapi` collects them.
 SHAPES_KEY = "x-shapes"
+# What other media types hold, and an example where there is one.
+Media = Mapping[str, str | tuple[str, str]]
 _REFERENCE = "#/components/schemas/{name}"
 
 
@@ -96,7 +98,7 @@ def answers(
     example: Any = None,
     status: int = 200,
     description: str = "",
-    media: Mapping[str, str] | None = None,
+    media: Media | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route: its success, and the problems that are its own.
@@ -105,7 +107,8 @@ def answers(
         statuses: of the problems.
         shape: of the JSON that it answers; None: it answers none.
         media: other media types that it answers, each with what they hold, e.g.
-            `{"text/event-stream": "An event of the log each"}`. They are described as texts.
+            `{"text/event-stream": "An event of the log each"}`, or that and an example. They are described
+            as texts.
         headers: of the successful answer, each with what it says.
     """
     content, definitions = _content(shape, example, media)
@@ -123,7 +126,7 @@ def accepts(
     shape: Any,
     *,
     example: Any = None,
-    media: Mapping[str, str] | None = None,
+    media: Media | None = None,
     required: bool = True,
     description: str = "",
 ) -> dict[str, Any]:
@@ -136,7 +139,7 @@ def accepts(
 
 
 def _content(
-    shape: Any, example: Any, media: Mapping[str, str] | None
+    shape: Any, example: Any, media: Media | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     content: dict[str, Any] = {}
     definitions: dict[str, Any] = {}
@@ -145,6 +148,9 @@ def _content(
         content["application/json"] = {"schema": schema}
         if example is not None:
             content["application/json"]["example"] = example
-    for media_type, said in (media or {}).items():
+    for media_type, told in (media or {}).items():
+        said, shown = (told, None) if isinstance(told, str) else told
         content[media_type] = {"schema": {"type": "string", "description": said}}
+        if shown is not None:
+            content[media_type]["example"] = shown
     return content, definitions

@@ -5,16 +5,43 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
+import anyio
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from eventstore import __version__
-from eventstore.api import events, openapi, problems, runs
+from eventstore.access.authenticator import Authenticator
+from eventstore.access.limits import CallerLimits
+from eventstore.access.oidc import OidcVerifier
+from eventstore.access.reads import ReadsLog
+from eventstore.access.usage import ArchiveUsage
+from eventstore.api import (
+    entities,
+    event_ids,
+    events,
+    export,
+    feed,
+    health,
+    keys,
+    openapi,
+    problems,
+    records,
+    runs,
+)
+from eventstore.api.access import Authentication, Gate
 from eventstore.api.append import AppendService, AppendShortcut
+from eventstore.api.feed_hub import FeedHub
+from eventstore.api.health import Readiness
+from eventstore.api.hygiene import CleanAddress
+from eventstore.api.transport import add_compression, add_cors
 from eventstore.app import Store
+from eventstore.governance.tenants import create_tenant
 from eventstore.hot.group import GroupCommitter
 from eventstore.hot.pulse import Pulse
+from eventstore.hot.wake import Wakes
+from eventstore.query.feed import FeedReader
 
 __all__ = ["create_app"]
 
@@ -33,15 +60,42 @@ def create_app(store: Store) -> FastAPI:
         settings = store.settings
         pulse = Pulse(store.database)
         pulse.start()
-        committer = GroupCommitter(store.appender, workers=settings.append_workers, on_commit=pulse.add)
+        wakes = Wakes(store.database)
+        wakes.start()
+
+        def on_commit(tenant_id: str, last_seq: int | None, took_s: float) -> None:
+            pulse.add(took_s)
+            if last_seq is not None:
+                wakes.committed(tenant_id)
+
+        committer = GroupCommitter(store.appender, workers=settings.append_workers, on_commit=on_commit)
         app.state.appending = AppendService(
             committer, body_bytes_max=settings.body_bytes_max, value_bytes_max=settings.value_bytes_max
         )
+        oidc = None if settings.oidc is None else OidcVerifier(settings.oidc)
+        authenticator = Authenticator(store.database, oidc=oidc)
+        authenticator.start()
+        app.state.authentication = Authentication(authenticator)
+        app.state.limits = CallerLimits(settings.default_limits)
+        app.state.usage = ArchiveUsage(store.database)
+        app.state.usage.start()
+        app.state.reads = ReadsLog(
+            committer.submit,
+            partial(create_tenant, store.database, actor="eventstore", is_own=True),
+            reason_required=settings.reason_required,
+        )
+        app.state.readiness = Readiness(store)
+        app.state.exporting = anyio.CapacityLimiter(export.STEPS_AT_ONCE)
+        app.state.feeds = FeedHub(FeedReader(store.tiers), wakes)
         try:
-            yield
+            async with app.state.feeds.running():
+                yield
         finally:
             await run_in_threadpool(committer.close)
+            await run_in_threadpool(app.state.usage.close)
+            await run_in_threadpool(wakes.close)
             await run_in_threadpool(pulse.close)
+            await run_in_threadpool(authenticator.close)
 
     app = FastAPI(
         title="eventstore",
@@ -54,12 +108,19 @@ def create_app(store: Store) -> FastAPI:
     )
     problems.install(app)
     openapi.install(app)
+    # Each stands before those that were added earlier.
+    add_compression(app)
     app.add_middleware(AppendShortcut)
+    app.add_middleware(CleanAddress)
+    app.add_middleware(Gate)
+    add_cors(app, store.settings.cors_origins)
     app.include_router(events.router)
+    app.include_router(event_ids.router)
     app.include_router(runs.router)
-
-    @app.get("/healthz", summary="Whether the process serves")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
-
+    app.include_router(export.router)
+    app.include_router(keys.router)
+    app.include_router(feed.router)
+    app.include_router(records.router)
+    app.include_router(entities.router)
+    app.include_router(health.router)
     return app

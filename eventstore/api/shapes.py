@@ -13,22 +13,27 @@ __all__ = [
     "COVERED_EXAMPLE",
     "EVENT_EXAMPLE",
     "PAGE_EXAMPLE",
+    "STATS_EXAMPLE",
     "Covered",
     "EventInput",
     "EventPage",
     "ExpiredSeqs",
     "OneEvent",
     "SeqRange",
+    "Stats",
     "StoredEvent",
     "Time",
+    "Uuid",
+    "text_of",
 ]
 
 Time = Annotated[str, msgspec.Meta(description="RFC 3339, UTC", extra_json_schema={"format": "date-time"})]
-_Uuid = Annotated[str, msgspec.Meta(extra_json_schema={"format": "uuid"})]
+Uuid = Annotated[str, msgspec.Meta(extra_json_schema={"format": "uuid"})]
 _Seq = Annotated[int, msgspec.Meta(ge=1)]
 
 
-def _text(name: str) -> msgspec.Meta:
+def text_of(name: str) -> msgspec.Meta:
+    """The limits of a text field of an event."""
     return msgspec.Meta(min_length=1, max_length=TEXT_LIMITS[name])
 
 
@@ -36,7 +41,7 @@ class StoredEvent(msgspec.Struct, forbid_unknown_fields=True):
     """An event as the log keeps it."""
 
     seq: _Seq
-    event_id: _Uuid
+    event_id: Uuid
     recorded_at: Time
     occurred_at: Time
     entity_type: str
@@ -55,17 +60,17 @@ class StoredEvent(msgspec.Struct, forbid_unknown_fields=True):
 class EventInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """An event as a caller sends it. null in an optional member means the same as leaving it out."""
 
-    entity_type: Annotated[str, _text("entity_type")]
-    entity_id: Annotated[str, _text("entity_id")]
-    action: Annotated[str, _text("action")]
-    actor: Annotated[str, _text("actor")]
-    source: Annotated[str, _text("source")]
-    field: Annotated[str, _text("field")] = "*"
+    entity_type: Annotated[str, text_of("entity_type")]
+    entity_id: Annotated[str, text_of("entity_id")]
+    action: Annotated[str, text_of("action")]
+    actor: Annotated[str, text_of("actor")]
+    source: Annotated[str, text_of("source")]
+    field: Annotated[str, text_of("field")] = "*"
     old_value: Any = None
     new_value: Any = None
-    workspace_id: Annotated[str, _text("workspace_id")] | None = None
+    workspace_id: Annotated[str, text_of("workspace_id")] | None = None
     metadata: dict[str, Any] | None = None
-    event_id: _Uuid | None = None
+    event_id: Uuid | None = None
     occurred_at: Time | None = None
     expected_version: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
 
@@ -125,6 +130,55 @@ class OneEvent(msgspec.Struct, forbid_unknown_fields=True):
     covered: Covered
 
 
+class TierSize(msgspec.Struct, forbid_unknown_fields=True):
+    """What a tier, or an archive target, holds."""
+
+    events: int
+    bytes: int
+
+
+class ArchiveSize(TierSize):
+    """What the archive holds, in all and by target."""
+
+    segments: int
+    targets: dict[str, TierSize]
+
+
+class ExpiredSize(msgspec.Struct, forbid_unknown_fields=True):
+    """What was destroyed; certificates stand for it."""
+
+    events: int
+
+
+class WindowCounts(msgspec.Struct, forbid_unknown_fields=True):
+    """Windows by state."""
+
+    open: int
+    sealed: int
+    archived: int
+    dropped: int
+    expired: int
+
+
+class LogHead(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the log ends. `clock` null: it is empty."""
+
+    last_seq: int
+    last_hash: str
+    clock: Time | None
+
+
+class Stats(msgspec.Struct, forbid_unknown_fields=True):
+    """How much a log holds."""
+
+    tenant: str
+    hot: TierSize
+    archive: ArchiveSize
+    expired: ExpiredSize
+    windows: WindowCounts
+    head: LogHead
+
+
 EVENT_EXAMPLE: Mapping[str, Any] = {
     "seq": 1,
     "event_id": "019a48f1-d680-7000-8000-0368969ec29a",
@@ -153,3 +207,16 @@ COVERED_EXAMPLE: Mapping[str, Any] = {
     "unreadable": [],
 }
 PAGE_EXAMPLE: Mapping[str, Any] = {"events": [EVENT_EXAMPLE], "next_cursor": "1", "covered": COVERED_EXAMPLE}
+STATS_EXAMPLE: Mapping[str, Any] = {
+    "tenant": "acme",
+    "hot": {"events": 8, "bytes": 65536},
+    "archive": {
+        "events": 4,
+        "bytes": 7698,
+        "segments": 2,
+        "targets": {"archive": {"events": 4, "bytes": 7698}},
+    },
+    "expired": {"events": 0},
+    "windows": {"open": 1, "sealed": 0, "archived": 0, "dropped": 2, "expired": 0},
+    "head": {"last_seq": 12, "last_hash": "822d01f3" * 8, "clock": "2026-11-21T08:39:00.306587Z"},
+}

@@ -17,11 +17,14 @@ from typing import Protocol
 from eventstore.errors import BusyError, EventStoreError
 from eventstore.hot.append import AppendRequest, AppendResult, Outcome
 
-__all__ = ["GroupCommitter"]
+__all__ = ["GroupCommitter", "OnCommit"]
 
 _GROUP_EVENTS_MAX = 20_000
 _GROUP_BYTES_MAX = 64 * 2**20
 _STOP = ""  # no tenant has an empty name
+
+
+OnCommit = Callable[[str, int | None, float], None]
 
 
 class _Appends(Protocol):
@@ -31,8 +34,8 @@ class _Appends(Protocol):
 class GroupCommitter:
     """Queues requests per tenant and hands them to `appender` in groups, in the order they came.
 
-    `queue_bytes_max` bounds what waits in memory, by the requests' own `size_bytes`. `on_commit` is told how
-    many seconds each group took.
+    `queue_bytes_max` bounds what waits in memory, by the requests' own `size_bytes`. `on_commit` is told of
+    each group: the tenant, the last seq of what it stored (None: nothing new), and how many seconds it took.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class GroupCommitter:
         *,
         workers: int = 4,
         queue_bytes_max: int = 256 * 2**20,
-        on_commit: Callable[[float], None] | None = None,
+        on_commit: OnCommit | None = None,
     ) -> None:
         self._appender = appender
         self._on_commit = on_commit
@@ -49,6 +52,7 @@ class GroupCommitter:
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[tuple[AppendRequest, Future[AppendResult]]]] = {}
         self._waiting_bytes = 0
+        self._committing: dict[str, int] = {}  # how many events of a tenant are under way
         self._closed = False
         self._ready: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._threads = [
@@ -79,6 +83,32 @@ class GroupCommitter:
         self._ready.put(tenant_id)
         return future
 
+    def flush(self, tenant_id: str) -> Future[int]:
+        """A future that resolves once everything submitted before for a tenant is settled: with how many
+        events that were, when this was called; or with the error that the last of it had as a whole.
+        """
+        flushed: Future[int] = Future()
+        flushed.set_running_or_notify_cancel()  # nobody who waits for it can take it back
+        with self._lock:
+            queued = self._waiting.get(tenant_id)
+            count = self._committing.get(tenant_id, 0) + sum(len(r.events) for r, _ in queued or ())
+            if queued is None:
+                flushed.set_result(count)
+                return flushed
+            # Nothing to store, behind all that waits: its turn comes when that is done.
+            last: Future[AppendResult] = Future()
+            queued.append((AppendRequest(()), last))
+
+        def settled(done: Future[AppendResult]) -> None:
+            error = done.exception()
+            if error is None:
+                flushed.set_result(count)
+            else:
+                flushed.set_exception(error)
+
+        last.add_done_callback(settled)
+        return flushed
+
     def close(self) -> None:
         """Refuse new requests, finish the queued ones, and stop the workers."""
         with self._lock:
@@ -99,6 +129,7 @@ class GroupCommitter:
                 continue
             self._commit(tenant_id, self._take(tenant_id))
             with self._lock:
+                del self._committing[tenant_id]
                 if self._waiting[tenant_id]:
                     self._ready.put(tenant_id)
                     continue
@@ -123,28 +154,33 @@ class GroupCommitter:
                     break
                 group.append(queued.popleft())
                 self._waiting_bytes -= request.size_bytes
+            self._committing[tenant_id] = sum(len(request.events) for request, _ in group)
         return group
 
     def _commit(self, tenant_id: str, group: list[tuple[AppendRequest, Future[AppendResult]]]) -> None:
         started = time.monotonic()
-        settle(
+        last_seq = settle(
             lambda: self._appender.append(tenant_id, [request for request, _ in group]),
             [future for _, future in group],
         )
         if self._on_commit is not None:
-            self._on_commit(time.monotonic() - started)
+            self._on_commit(tenant_id, last_seq, time.monotonic() - started)
 
 
-def settle(work: Callable[[], list[Outcome]], futures: list[Future[AppendResult]]) -> None:
-    """Run the work and give each future its outcome; an error of the whole work goes to all of them."""
+def settle(work: Callable[[], list[Outcome]], futures: list[Future[AppendResult]]) -> int | None:
+    """Run the work and give each future its outcome; an error of the whole work goes to all of them. Returns
+    the last seq that was stored; None: nothing new was."""
     try:
         outcomes = work()
     except BaseException as e:  # noqa: BLE001 - handed to every caller, who must hear of it
         for future in futures:
             future.set_exception(e)
-        return
+        return None
+    last_seq: int | None = None
     for future, outcome in zip(futures, outcomes, strict=True):
         if isinstance(outcome, EventStoreError):
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
+            last_seq = outcome.last_seq or last_seq
+    return last_seq

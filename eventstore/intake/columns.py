@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from eventstore.columns.schema import TIMESTAMP
+from eventstore.errors import InvalidEventError, Place
 from eventstore.hot.batch import PENDING_SCHEMA
 from eventstore.intake.raw import RawChunk
 from eventstore.intake.rejects import Reject
@@ -30,7 +31,7 @@ from eventstore.intake.values import (
 from eventstore.intake.verdicts import Verdicts, as_mask
 from eventstore.model.event import TEXT_LIMITS, VALUE_FIELDS, WHOLE_ENTITY
 
-__all__ = ["MappedChunk", "map_chunk"]
+__all__ = ["MappedChunk", "map_chunk", "map_whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,28 @@ class MappedChunk:
 
 def map_chunk(raw: RawChunk, options: ImportOptions) -> MappedChunk:
     """Map and check the rows of a chunk."""
+    mapper, columns, recorded_us = _map(raw, options)
+    return mapper.finish(columns, recorded_us)
+
+
+def map_whole(raw: RawChunk, options: ImportOptions) -> pa.RecordBatch:
+    """Map and check rows of which all have to be right, as pending events.
+
+    Raises:
+        InvalidEventError: names the first that is not, counted from 0, and its column.
+    """
+    mapper, columns, _ = _map(raw, options)
+    found = mapper.first_refused()
+    if found is not None:
+        index, name, reason = found
+        place = Place(field=name, index=index)
+        raise InvalidEventError(f"{place}: {reason}", place=place, hint="see docs/reference/events.md")
+    return mapper.finish(columns, None).pending
+
+
+def _map(
+    raw: RawChunk, options: ImportOptions
+) -> tuple[_Mapper, dict[str, pa.Array], npt.NDArray[np.int64] | None]:
     mapper = _Mapper(raw, options)
     columns = {name: mapper.text(name) for name in TEXT_LIMITS}
     columns["event_id"] = mapper.event_ids()
@@ -63,7 +86,7 @@ def map_chunk(raw: RawChunk, options: ImportOptions) -> MappedChunk:
     columns["metadata"] = mapper.metadata()
     for name in VALUE_FIELDS:
         mapper.check_value(columns[name], name)
-    return mapper.finish(columns, recorded_us)
+    return mapper, columns, recorded_us
 
 
 class _Mapper:
@@ -144,6 +167,11 @@ class _Mapper:
             over, name, f"has more than {limit} bytes of JSON; store it elsewhere and record a reference"
         )
         refuse_unstorable(texts, name, self._verdicts)
+
+    def first_refused(self) -> tuple[int, str, str] | None:
+        """The first row that cannot be taken, the column, and why."""
+        reasons = self._verdicts.reasons
+        return (first := min(reasons), *reasons[first]) if reasons else None
 
     def finish(self, columns: dict[str, pa.Array], recorded_us: npt.NDArray[np.int64] | None) -> MappedChunk:
         raw, verdicts = self._raw, self._verdicts

@@ -17,7 +17,7 @@ from eventstore.errors import InvalidEventError, Place, TooLargeError
 from eventstore.model.event import VALUE_FIELDS, NewEvent
 from eventstore.model.records import RecordIngest, RecordInsert, RecordUpdate
 
-__all__ = ["parse_array_or_object", "parse_lines", "parse_record"]
+__all__ = ["all_text", "parse_array_or_object", "parse_lines", "parse_record"]
 
 _MANY = msgspec.json.Decoder(list[NewEvent])
 _ONE = msgspec.json.Decoder(NewEvent)
@@ -186,7 +186,7 @@ def _check_characters(event: NewEvent, index: int, lines: Sequence[int] | None) 
         text = bytes(value).decode() if isinstance(value, msgspec.Raw) else value
         if not isinstance(text, str):
             continue
-        decoded = _all_text(text) if isinstance(value, msgspec.Raw) and text else text
+        decoded = all_text(text) if isinstance(value, msgspec.Raw) and text else text
         place = _place(index, lines, name)
         if "\0" in decoded:
             raise InvalidEventError(f"{place}: has a NUL character", place=place, hint="remove \\u0000")
@@ -200,7 +200,7 @@ def _check_characters(event: NewEvent, index: int, lines: Sequence[int] | None) 
             ) from e
 
 
-def _all_text(raw: str) -> str:
+def all_text(raw: str) -> str:
     """Every string inside a JSON value, decoded and run together. (The standard library's decoder, because
     it lets lone surrogates through, so that they can be seen. Members stay pairs, because a key may come
     twice, and numbers stay texts, because they may be longer than Python would convert.)"""

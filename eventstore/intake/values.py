@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from eventstore.intake.json import all_text
 from eventstore.intake.times import iso_texts
 from eventstore.intake.verdicts import Verdicts, as_mask
 
@@ -172,7 +172,9 @@ def refuse_unstorable(texts: pa.Array, name: str, verdicts: Verdicts) -> None:
     suspect = as_mask(pc.match_substring_regex(texts, r"\\u[dD][89a-fA-F]"))
     for index in np.flatnonzero(suspect).tolist():
         try:
-            json.dumps(json.loads(texts[index].as_py()), ensure_ascii=False).encode()
+            all_text(texts[index].as_py()).encode()
+        except RecursionError:
+            verdicts.refuse_row(index, name, "is nested too deeply; flatten it")
         except UnicodeEncodeError:
             verdicts.refuse_row(
                 index, name, "has a lone surrogate, which is no character; send valid Unicode"
