@@ -27,7 +27,7 @@ __all__ = ["HOW_TO_BEGIN", "Authenticator", "bearer_of"]
 
 _log = logging.getLogger(__name__)
 
-HOW_TO_BEGIN = "on the server: eventstore keys create --role administrator"
+HOW_TO_BEGIN = "on the server run: eventstore keys create --role administrator"
 
 # The person, or program, at the machine itself.
 _LOOPBACK = Principal("loopback", Role.ADMINISTRATOR, limits=None)

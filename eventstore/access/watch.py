@@ -43,25 +43,31 @@ class KeyWatch:
         self.believed_until = 0.0
         self._told = False
         self._over = threading.Event()
-        self._wake, self._woken = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, name="key-watch", daemon=True)
+        self._wake: socket.socket | None = None
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
+        self._wake, woken = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, args=(woken,), name="key-watch", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop; from here on nothing is believed."""
         self._over.set()
-        self._wake.send(b"\0")
+        if self._thread is None or self._wake is None:
+            return
+        self._wake.close()  # which the thread waits for
         self._thread.join()
-        self._wake.close()
-        self._woken.close()
 
-    def _run(self) -> None:
+    def _run(self, woken: socket.socket) -> None:
+        with woken:
+            self._follow_until_over(woken)
+
+    def _follow_until_over(self, woken: socket.socket) -> None:
         while not self._over.is_set():
             try:
                 with self._database.connect_apart() as conn:
-                    self._follow(conn)
+                    self._follow(conn, woken)
             except (EventStoreError, psycopg.Error) as e:
                 if self.believed_until or not self._told:
                     _log.warning("changes of keys are not heard of, each request looks its key up: %s", e)
@@ -70,13 +76,13 @@ class KeyWatch:
                 self.believed_until = 0.0
             self._over.wait(_BEAT_S)
 
-    def _follow(self, conn: psycopg.Connection[tuple[object, ...]]) -> None:
+    def _follow(self, conn: psycopg.Connection[tuple[object, ...]], woken: socket.socket) -> None:
         conn.execute(f"LISTEN {KEYS_CHANNEL}".encode())
         newest = str(last_change())
         known: object = ()  # equal to no answer: whatever was believed before is looked up again
         with selectors.DefaultSelector() as selector:
             selector.register(conn.fileno(), selectors.EVENT_READ)
-            selector.register(self._woken, selectors.EVENT_READ)
+            selector.register(woken, selectors.EVENT_READ)
             while not self._over.is_set():
                 asked_s = time.monotonic()
                 row = conn.execute(newest.encode()).fetchone()

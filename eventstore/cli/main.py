@@ -14,8 +14,10 @@ from eventstore.app import open_database
 from eventstore.cli import (
     admin,
     archive,
+    exporting,
     governance,
     importing,
+    keys,
     policy,
     reading,
     retention,
@@ -45,8 +47,10 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(retention.app, name="retention")
 app.add_typer(runs.app, name="runs")
 app.add_typer(archive.app, name="archive")
+app.add_typer(keys.app, name="keys")
 importing.register(app)
 reading.register(app)
+exporting.register(app)
 governance.register(app)
 serving.register(app)
 unattended.register(app)

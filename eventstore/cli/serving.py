@@ -14,8 +14,11 @@ from typing import Annotated
 
 import typer
 
+from eventstore.access.authenticator import HOW_TO_BEGIN
 from eventstore.app import Store, open_store
+from eventstore.cli.output import errors
 from eventstore.errors import SetupError
+from eventstore.governance.keys import administrator_was_made
 from eventstore.settings import load_settings
 
 __all__ = ["register", "serve_store"]
@@ -24,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _RESTART_S = 5.0
 _PATIENCE_S = 60.0
+_UNTAKEN_MS = 60_000
 
 
 def register(app: typer.Typer) -> None:
@@ -116,16 +120,44 @@ def serve_store(store: Store, host: str, port: int, *, access_log: bool = False)
         raise SetupError(
             f"cannot listen on {host}:{port}: {e.strerror}", hint="choose another with --port"
         ) from e
+    if sys.platform == "linux":
+        # What a connection has not taken in for so long is thrown away with it, once we have closed it too.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNTAKEN_MS)
     with listener:
         base = f"http://{host}:{listener.getsockname()[1]}"
         typer.echo(f"Serving {base}/v1 (described at {base}/openapi.json). Ctrl-C stops it.")
+        _tell_how_to_begin(store)
+        application = create_app(store)
+
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                # Before connections are waited for: feeds have no end of their own.
+                application.state.feeds.end()
+                await super().shutdown(sockets)
+
         config = uvicorn.Config(
-            create_app(store),
+            application,
             loop="uvloop",
             http="httptools",
             ws="none",
+            # Who connected, whatever a header says: until there is an administrator it decides.
+            proxy_headers=False,
             access_log=access_log,
             log_level="info" if access_log else "warning",
             timeout_graceful_shutdown=30,
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])
+
+
+def _tell_how_to_begin(store: Store) -> None:
+    if store.settings.oidc is not None:
+        return
+    with store.database.transaction() as conn:
+        if administrator_was_made(conn):
+            return
+    errors.print(
+        "There is no administrator yet: requests of this machine need no key, all others are refused.\n"
+        f"  [dim]→[/] {HOW_TO_BEGIN}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -18,12 +18,12 @@ from eventstore.clock import to_iso
 from eventstore.db.engine import Database
 from eventstore.db.tables import governance
 from eventstore.db.tables_access import api_keys
-from eventstore.errors import InputError, KeyNotFoundError, StateError, TenantClosedError
+from eventstore.errors import InputError, KeyNotFoundError, StateError, TenantClosedError, TenantNotFoundError
 from eventstore.governance.record import EntryKind, record, required_text
 from eventstore.model.access import Role
 from eventstore.model.apikey import ApiKey, KeyState, digest_of, is_key_id, key_id_of, new_key_text
 from eventstore.model.limits import Limits
-from eventstore.model.tenant import TenantState
+from eventstore.model.tenant import TenantState, is_tenant_id
 
 __all__ = [
     "KEYS_CHANNEL",
@@ -250,8 +250,13 @@ def _add(conn: sa.Connection, key: ApiKey, text: str, kind: EntryKind, now_us: i
     """Store a new key and its entry in the record, and tell those who remember keys; the entry's number."""
     if key.expires_us is not None and key.expires_us <= now_us:
         raise InputError(f"the key would have ended on {to_iso(key.expires_us)}", hint="choose a later time")
-    if key.tenant_id is not None and get_tenant(conn, key.tenant_id).state is not TenantState.ACTIVE:
-        raise TenantClosedError(f"{key.tenant_id!r} is being offboarded, or was", hint="it gets no new keys")
+    if key.tenant_id is not None:
+        if not is_tenant_id(key.tenant_id):
+            raise TenantNotFoundError(key.tenant_id)
+        if get_tenant(conn, key.tenant_id).state is not TenantState.ACTIVE:
+            raise TenantClosedError(
+                f"{key.tenant_id!r} is being offboarded, or was", hint="it gets no new keys"
+            )
     document = {
         "key_id": key.key_id,
         "role": key.role.value,
