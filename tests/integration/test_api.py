@@ -525,7 +525,7 @@ def test_a_body_that_breaks_off_stores_nothing(tenant: Tenant) -> None:
     with socket.create_connection(tenant.served.address, timeout=30) as conn:
         body = line(1) + b"\n"
         conn.sendall(
-            f"POST {tenant.path}/events HTTP/1.1\r\nHost: x\r\nContent-Type: {LINES}\r\n"
+            f"POST {tenant.path}/events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {LINES}\r\n"
             f"Content-Length: {len(body) * 2}\r\n\r\n".encode()
             + body
         )
