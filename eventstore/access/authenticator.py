@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import sqlalchemy as sa
+
 from eventstore.access.loopback import is_from_here
 from eventstore.access.oidc import OidcVerifier
 from eventstore.access.refusal import refused
@@ -74,8 +76,8 @@ class Authenticator:
         self.store_uses()
 
     def remembered(self, bearer: bytes | None, peer: str | None, headers: Headers) -> Principal | None:
-        """The caller, if that needs nobody to be asked; None: ask `authenticate`. Of the event loop: about
-        3 µs for a key. `bearer` is as `bearer_of` found it, `peer` the address of whoever connected."""
+        """The caller, if that needs nobody to be asked; None: ask `authenticate`. `bearer` is as `bearer_of`
+        found it, `peer` the address of whoever connected."""
         if time.monotonic() >= self._watch.believed_until:
             return None
         if bearer is None:
@@ -138,10 +140,12 @@ class Authenticator:
         self._uses_noted_s = time.monotonic()
         uses, self._uses = self._uses, {}
         noted = uses.copy()
+        if not noted:
+            return
         try:
             with self._database.transaction() as conn:
                 note_uses(conn, noted)
-        except EventStoreError as e:
+        except (EventStoreError, sa.exc.SQLAlchemyError) as e:
             _log.info("the last use of %d keys could not be stored: %s", len(noted), e)
             for key_id, us in noted.items():
                 self._uses.setdefault(key_id, us)
