@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -17,7 +18,8 @@ from eventstore.clock import US_PER_S, Clock, SystemClock
 from eventstore.db.embedded import start_embedded
 from eventstore.db.engine import Database
 from eventstore.db.migrate import check_schema, current_version, upgrade
-from eventstore.errors import IntegrityError, TargetUnavailableError
+from eventstore.db.roles import EMBEDDED_LOGIN, kept_password, make_login, with_login
+from eventstore.errors import IntegrityError, SetupError, TargetUnavailableError
 from eventstore.governance.certificates import check_certificates, latest_copy, trusted_keys
 from eventstore.governance.signing import SigningKey
 from eventstore.hot.append import Appender
@@ -71,12 +73,13 @@ def open_database(settings: Settings) -> Iterator[Database]:
         SetupError: it cannot be started or reached.
     """
     with ExitStack() as stack:
-        url = settings.database_url
+        url, app_url = settings.database_url, settings.app_database_url
         if url is None:
             server = start_embedded(settings.resolved_home)
             stack.callback(server.close)
             url = server.url
-        database = Database(url)
+            app_url = with_login(url, EMBEDDED_LOGIN, kept_password(_app_password_file(settings)))
+        database = Database(url, app_url=app_url)
         stack.callback(database.close)
         database.open()
         yield database
@@ -96,6 +99,7 @@ def open_store(settings: Settings, *, clock: Clock | None = None) -> Iterator[St
         if settings.database_url is None and current_version(database) is None:
             upgrade(database)
         check_schema(database)
+        _check_app(settings, database)
         targets = Targets(
             settings.target_urls,
             default=DEFAULT_TARGET,
@@ -122,6 +126,24 @@ def open_store(settings: Settings, *, clock: Clock | None = None) -> Iterator[St
             appender=Appender(database, archived_versions=reader.archived_versions, clock=clock),
             compactor=Compactor(database, targets, key, lease_s=parse_duration_us(settings.lease) / US_PER_S),
         )
+
+
+def _app_password_file(settings: Settings) -> Path:
+    return settings.resolved_home / "postgres.app.password"
+
+
+def _check_app(settings: Settings, database: Database) -> None:
+    """See that the application's connections work, and that row-level security holds them. The embedded
+    server's login is made if need be."""
+    if settings.database_url is None:
+        try:
+            database.check_app()
+        except SetupError:
+            with database.connection() as conn, conn.transaction():
+                make_login(conn, EMBEDDED_LOGIN, kept_password(_app_password_file(settings)))
+        else:
+            return
+    database.check_app()
 
 
 def verify_tenant(

@@ -1,26 +1,18 @@
-"""Connections to Postgres: SQLAlchemy for the catalog, psycopg for COPY, ADBC for Arrow.
-
-Every connection plans each statement anew: a generic plan over every partition of every tenant has been
-seen to take minutes (docs/design/0005-custom-plans.md).
-"""
+"""The database: the owner's connections, and the application's, which see one tenant at a time."""
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
-import adbc_driver_manager
-import adbc_driver_postgresql.dbapi as adbc
 import psycopg
 import sqlalchemy as sa
-from psycopg_pool import ConnectionPool, PoolTimeout
-from sqlalchemy.engine import make_url
 
 from eventstore.clock import to_us
-from eventstore.errors import BusyError, SetupError
+from eventstore.db.connections import Connections
+from eventstore.db.roles import APP_ROLE, THIS_DATABASE, TenantConnections, scope_key
+from eventstore.errors import SetupError
 
 __all__ = ["Database", "Guard", "kept_alive"]
 
@@ -29,51 +21,22 @@ __all__ = ["Database", "Guard", "kept_alive"]
 Guard = Callable[[sa.Connection], None]
 
 _MIN_SERVER = 150000
-_SESSION = {
-    "plan_cache_mode": "force_custom_plan",
-    "synchronous_commit": "on",
-    "TimeZone": "UTC",
-    "client_encoding": "UTF8",
-    "standard_conforming_strings": "on",
-    # A head that somebody holds (a stopped process, a dead network) must not hold every worker for ever.
-    "lock_timeout": "10s",
-    "idle_in_transaction_session_timeout": "60s",
-}
-_KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 
 
-class Database:
-    """One Postgres database. `url` is a libpq URL; nothing is connected before it is needed."""
+class Database(Connections):
+    """One Postgres database, by its owner's connections. `url` is a libpq URL; nothing is connected before it
+    is needed.
 
-    def __init__(self, url: str, *, max_connections: int = 16) -> None:
-        parsed = make_url(url)
-        if parsed.get_backend_name() != "postgresql":
-            raise SetupError(
-                f"{parsed.get_backend_name()!r} is not a Postgres URL",
-                hint="set EVENTSTORE_DATABASE_URL to postgresql://user:password@host/database",
-            )
-        # The libpq form for psycopg and ADBC; SQLAlchemy wants its driver in the scheme.
-        self.url = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
-        options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
-        connect_args = {"options": options, "prepare_threshold": None, "connect_timeout": 10, **_KEEPALIVE}
-        self._connect_args: dict[str, Any] = connect_args
-        self.engine: sa.Engine = sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"),
-            connect_args=connect_args,
-            pool_pre_ping=True,
-            pool_size=4,
-            max_overflow=max_connections,
-        )
-        self.pool: ConnectionPool[psycopg.Connection[tuple[Any, ...]]] = ConnectionPool(
-            self.url,
-            kwargs={**connect_args, "autocommit": True},
-            min_size=0,
-            max_size=max_connections,
-            open=False,
-            timeout=30,
-            name="eventstore",
-        )
-        self._adbc_idle: queue.LifoQueue[adbc.Connection] = queue.LifoQueue(max_connections)
+    `app` are the connections for work on one tenant's log. They log in as `app_url` says; without it they are
+    the owner's login that has taken on the application's role.
+    """
+
+    def __init__(self, url: str, *, app_url: str | None = None, max_connections: int = 16) -> None:
+        super().__init__(url, max_connections=max_connections)
+        self.app_login = app_url is not None  # the application has a login of its own
+        role = None if app_url else {"role": APP_ROLE}
+        app = Connections(app_url or url, max_connections=max_connections, session=role)
+        self.app = TenantConnections(app, self._scope_key)
 
     def open(self) -> None:
         """Connect once and check the server.
@@ -90,90 +53,32 @@ class Database:
             ) from e
         if version < _MIN_SERVER:
             raise SetupError(f"Postgres {version // 10000} is too old", hint="use Postgres 15 or later")
-        self.pool.open()
+        super().open()
+        self.app.open()
 
     def close(self) -> None:
         """Close every connection."""
-        self.pool.close()
-        self.engine.dispose()
-        self._close_idle_arrow()
+        self.app.close()
+        super().close()
 
-    def _close_idle_arrow(self) -> None:
-        while True:
-            try:
-                self._adbc_idle.get_nowait().close()
-            except queue.Empty:
-                return
-
-    @contextmanager
-    def transaction(self) -> Iterator[sa.Connection]:
-        """A SQLAlchemy connection in one transaction (READ COMMITTED): commits, or rolls back."""
-        with _reporting_loss(), self.engine.begin() as conn:
-            yield conn
-
-    @contextmanager
-    def connection(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        """A psycopg connection in autocommit mode from the pool.
+    def check_app(self) -> None:
+        """See that the application's connections work, and that row-level security holds them.
 
         Raises:
-            BusyError: none came free within the pool's time-out.
+            SetupError: says what is wrong with its login.
         """
-        try:
-            conn = self.pool.getconn()
-        except PoolTimeout as e:
-            raise BusyError("no database connection came free", hint="try again in a moment") from e
-        try:
-            with _reporting_loss():
-                yield conn
-        finally:
-            # A connection given back inside a transaction is rolled back by the pool, a broken one closed.
-            self.pool.putconn(conn)
+        with self.connection() as conn:
+            here = conn.execute(THIS_DATABASE).fetchone()
+        self.app.check(here)
 
     def now_us(self) -> int:
         """The database's clock, in µs: the one that decisions and events are stamped by."""
         with self.transaction() as conn:
             return to_us(conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one())
 
-    def connect_apart(self) -> psycopg.Connection[tuple[Any, ...]]:
-        """A connection outside the pool, in autocommit mode, for a lock that lasts; the caller closes it.
-
-        Raises:
-            BusyError: Postgres is away.
-        """
-        try:
-            return psycopg.connect(self.url, **self._connect_args, autocommit=True)
-        except psycopg.OperationalError as e:
-            raise BusyError(f"cannot connect to Postgres: {e}", hint="try again in a moment") from e
-
-    @contextmanager
-    def arrow(self) -> Iterator[adbc.Connection]:
-        """An ADBC connection (autocommit) that answers queries as Arrow batches."""
-        try:
-            conn = self._adbc_idle.get_nowait()
-        except queue.Empty:
-            conn = self._connect_arrow()
-        try:
-            with _reporting_loss():
-                yield conn
-        except BaseException:
-            conn.close()
-            # If the server went away, the idle connections are as dead as this one.
-            self._close_idle_arrow()
-            raise
-        try:
-            self._adbc_idle.put_nowait(conn)
-        except queue.Full:
-            conn.close()
-
-    def _connect_arrow(self) -> adbc.Connection:
-        try:
-            conn = adbc.connect(self.url, autocommit=True)
-        except adbc_driver_manager.Error as e:
-            raise BusyError(f"cannot connect to Postgres: {e}", hint="try again in a moment") from e
-        with conn.cursor() as cursor:
-            for name, value in _SESSION.items():
-                cursor.execute(f"SET {name} = '{value}'")
-        return conn
+    def _scope_key(self) -> bytes:
+        with self.transaction() as conn:
+            return bytes(conn.execute(sa.select(scope_key.c.key)).scalar_one())
 
 
 @contextmanager
@@ -197,33 +102,3 @@ def kept_alive(conn: sa.Connection, *, every_s: float = 10.0) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-@contextmanager
-def _reporting_loss() -> Iterator[None]:
-    """Turn a lost connection, in whichever library's words, into the error that says what to do."""
-    try:
-        yield
-    except (
-        psycopg.OperationalError,
-        psycopg.errors.IdleInTransactionSessionTimeout,
-        sa.exc.OperationalError,
-        sa.exc.InternalError,
-        adbc_driver_manager.OperationalError,
-    ) as e:
-        if not _is_loss(e.orig if isinstance(e, sa.exc.DBAPIError) else e):
-            raise
-        raise BusyError(
-            f"the connection to Postgres was lost: {str(e).strip().splitlines()[0]}",
-            hint="try again; an append whose answer was lost may have been stored: send the same event_ids",
-        ) from e
-
-
-def _is_loss(error: BaseException | None) -> bool:
-    """Connection failures have no SQLSTATE, class 08, say that the server is going or coming (57P0x), or that
-    it ended a transaction in which nothing happened for too long (25P03)."""
-    sqlstate = getattr(error, "sqlstate", None)
-    if sqlstate is None:
-        return True
-    # ADBC gives five NULs where there is none.
-    return not sqlstate.strip("\0 ") or sqlstate.startswith(("08", "57P0", "25P03"))

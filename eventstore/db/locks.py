@@ -10,6 +10,7 @@ import hashlib
 __all__ = [
     "DROP_LAST_LOCK_TIMEOUT_MS",
     "DROP_LOCK_TIMEOUT_MS",
+    "app_login_key",
     "claims_key",
     "destruction_key",
     "governance_key",
@@ -31,6 +32,11 @@ DROP_LAST_LOCK_TIMEOUT_MS = 1500
 def _key(purpose: str) -> int:
     digest = hashlib.sha256(f"eventstore/lock/{purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def app_login_key() -> int:
+    """Held while the embedded server's login for the application is made."""
+    return _key("app-login")
 
 
 def claims_key() -> int:

@@ -1,7 +1,8 @@
 """The partitions of `events`: a table a tenant (LIST), below it a leaf a window (RANGE).
 
 A partition is created apart and then attached: ATTACH takes a lock that neither readers nor writers of
-the parent wait for, whereas CREATE TABLE … PARTITION OF would stop them all.
+the parent wait for, whereas CREATE TABLE … PARTITION OF would stop them all. Leaves are made by functions
+of the database: the application's role, which may make no tables, needs one in the middle of an append.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from eventstore.clock import from_us, parse_time_us, to_iso
+from eventstore.clock import from_us, parse_time_us
 from eventstore.db.locks import leaf_key
 from eventstore.errors import CoverageError
 from eventstore.model.window import Window
@@ -21,6 +22,7 @@ from eventstore.model.window import Window
 __all__ = [
     "SCHEMA",
     "Leaf",
+    "admit_own_leaf",
     "create_leaf",
     "create_tenant_table",
     "drop_unused_leaves",
@@ -33,34 +35,12 @@ SCHEMA = "hot"
 
 # Statement triggers do not come down to partitions, so each table of the tree carries its own. ALWAYS:
 # session_replication_role does not switch it off.
-_REFUSE = """
+_TENANT_TABLE = """
+CREATE TABLE {table} (LIKE events) PARTITION BY RANGE (recorded_at);
 CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
     FOR EACH STATEMENT EXECUTE FUNCTION events_refuse_change();
 ALTER TABLE {table} ENABLE ALWAYS TRIGGER refuse_change;
-"""
-
-_TENANT_TABLE = (
-    """
-CREATE TABLE {table} (LIKE events) PARTITION BY RANGE (recorded_at);
-"""
-    + _REFUSE
-    + """
 ALTER TABLE events ATTACH PARTITION {table} FOR VALUES IN ({tenant_id});
-"""
-)
-
-# The entity index keys a 64-bit hash instead of the text: 40 % smaller, and still in seq order.
-_LEAF_TABLE = (
-    """
-CREATE TABLE {table} (LIKE events);
-CREATE UNIQUE INDEX ON {table} (seq);
-CREATE UNIQUE INDEX ON {table} (event_id);
-CREATE INDEX ON {table} (hashtextextended(entity_id, 0), seq);
-"""
-    + _REFUSE
-)
-_ATTACH = """
-ALTER TABLE {parent} ATTACH PARTITION {table} FOR VALUES FROM ({window_from}) TO ({window_to});
 """
 
 
@@ -88,21 +68,29 @@ def create_tenant_table(conn: psycopg.Connection[Any], tenant_no: int, tenant_id
     )
 
 
-def create_leaf(conn: psycopg.Connection[Any], tenant_no: int, window: Window) -> str:
+def create_leaf(conn: psycopg.Connection[Any], tenant_no: int, window: Window, *, own: bool = False) -> str:
     """Make a window's leaf, in the connection's transaction; returns its name. A table that was made ahead
-    (`prepare_leaf`) only has to be attached."""
+    (`prepare_leaf`) only has to be attached.
+
+    `own`: for a connection of the application's role, whose transaction holds the tenant's head. The window
+    is then registered too; it begins behind the head's last seq.
+    """
     name = leaf_name(tenant_no, window)
     _be_alone(conn, name)
-    made = "" if _exists(conn, name) else _LEAF_TABLE
-    conn.execute(
-        sql.SQL(made + _ATTACH).format(
-            table=sql.Identifier(SCHEMA, name),
-            parent=_tenant_table(tenant_no),
-            window_from=sql.Literal(to_iso(window.from_us)),
-            window_to=sql.Literal(to_iso(window.to_us)),
-        )
-    )
+    times = [from_us(window.from_us), from_us(window.to_us)]
+    if own:
+        conn.execute("SELECT hot.add_own_leaf(%s, %s, %s)", [name, *times])
+    else:
+        conn.execute("SELECT hot.add_leaf(%s, %s, %s, %s)", [tenant_no, name, *times])
     return name
+
+
+def admit_own_leaf(conn: psycopg.Connection[Any], leaf: str) -> None:
+    """Let the application's role write into the tenant's open leaf, if it was made before there was that
+    role. In the role's transaction, under the head's lock."""
+    row = conn.execute("SELECT has_table_privilege(%s, 'INSERT')", [f'{SCHEMA}."{leaf}"']).fetchone()
+    if row != (True,):
+        conn.execute("SELECT hot.admit_own_leaf(%s)", [leaf])
 
 
 def prepare_leaf(conn: psycopg.Connection[Any], tenant_no: int, window: Window) -> bool:
@@ -110,9 +98,10 @@ def prepare_leaf(conn: psycopg.Connection[Any], tenant_no: int, window: Window) 
     yet, so nobody sees it. False: it is there already."""
     name = leaf_name(tenant_no, window)
     _be_alone(conn, name)
-    if _exists(conn, name):
+    row = conn.execute("SELECT to_regclass(%s) IS NULL", [f"{SCHEMA}.{name}"]).fetchone()
+    if row != (True,):
         return False
-    conn.execute(sql.SQL(_LEAF_TABLE).format(table=sql.Identifier(SCHEMA, name)))
+    conn.execute("SELECT hot.make_leaf(%s)", [name])
     return True
 
 
@@ -150,11 +139,6 @@ def drop_unused_leaves(conn: psycopg.Connection[Any], ended_before_us: int) -> l
 def _be_alone(conn: psycopg.Connection[Any], name: str) -> None:
     """Whoever makes a table ahead, and the first event of its window, may come at the same moment."""
     conn.execute("SELECT pg_advisory_xact_lock(%s)", [leaf_key(name)])
-
-
-def _exists(conn: psycopg.Connection[Any], name: str) -> bool:
-    row = conn.execute("SELECT to_regclass(%s) IS NOT NULL", [f"{SCHEMA}.{name}"]).fetchone()
-    return row is not None and bool(row[0])
 
 
 _BOUNDS = re.compile(r"FOR VALUES FROM \('([^']+)'\) TO \('([^']+)'\)")

@@ -89,7 +89,7 @@ class Appender:
     def __init__(
         self, database: Database, *, archived_versions: ArchivedVersions, clock: Clock | None = None
     ) -> None:
-        self._database = database
+        self._app = database.app
         self._archived_versions = archived_versions
         self._clock = clock
         self._leaves: LeafCache = {}
@@ -107,9 +107,10 @@ class Appender:
         through = 0
         for _ in range(_ARCHIVE_TRIES):
             try:
+                scope = self._app.scope(tenant_id)
                 with (
-                    self._database.connection() as conn,
-                    log_transaction(conn, tenant_id, self._leaves) as log,
+                    self._app.connection() as conn,
+                    log_transaction(conn, tenant_id, self._leaves, scope=scope) as log,
                 ):
                     return self._store(log, requests, archived, through)
             except _ArchiveNeededError as needed:
@@ -192,15 +193,9 @@ def _versions(
 ) -> dict[Entity, int]:
     """The last seq of each entity. Watermark and rows come from one statement, hence one snapshot."""
     rows = log.conn.execute(
-        "SELECT u.entity_type, u.entity_id, w.archived_through, last.seq"
-        "  FROM watermarks w, unnest(%s::text[], %s::text[]) AS u(entity_type, entity_id)"
-        "  LEFT JOIN LATERAL ("
-        "    SELECT seq FROM events e"
-        "     WHERE e.tenant_id = %s AND e.entity_type = u.entity_type AND e.entity_id = u.entity_id"
-        "       AND hashtextextended(e.entity_id, 0) = hashtextextended(u.entity_id, 0)"
-        "     ORDER BY seq DESC LIMIT 1) last ON true"
-        " WHERE w.tenant_id = %s",
-        [[t for t, _ in entities], [i for _, i in entities], log.tenant_id, log.tenant_id],
+        "SELECT u.entity_type, u.entity_id, u.archived_through, u.seq"
+        " FROM hot.entity_versions(%s::text[], %s::text[]) u",
+        [[t for t, _ in entities], [i for _, i in entities]],
     ).fetchall()
     versions: dict[Entity, int] = {}
     unknown: list[Entity] = []

@@ -17,7 +17,7 @@ from psycopg import sql
 
 from eventstore.clock import from_us, to_iso, to_us
 from eventstore.columns.canonical import fixed_bytes
-from eventstore.db.partitions import SCHEMA, create_leaf
+from eventstore.db.partitions import SCHEMA, admit_own_leaf, create_leaf
 from eventstore.errors import BusyError, CoverageError, InputError, TenantClosedError, TenantNotFoundError
 from eventstore.hot.batch import stamp
 from eventstore.hot.copy_frame import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, copy_rows
@@ -35,10 +35,11 @@ _CHUNK_ROWS = 1024
 # moves the head past the window's end before anything else happens to it.
 LeafCache = dict[str, tuple[Window, str]]
 
-# Composed as text: the tenant is a checked slug, the rest are numbers and hex digits.
+# Composed as text: the tenant is a checked slug, the rest are numbers and hex digits. `scope` is of
+# `db.roles`, and empty on the owner's connections.
 _LOCK = """
 BEGIN;
-SELECT t.tenant_no, t.window_unit, h.last_seq, h.last_hash, h.last_recorded_us, h.id_lead_us,
+{scope}SELECT t.tenant_no, t.window_unit, h.last_seq, h.last_hash, h.last_recorded_us, h.id_lead_us,
        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, h.closed
   FROM heads h JOIN tenants t USING (tenant_id)
  WHERE h.tenant_id = '{tenant_id}'
@@ -65,6 +66,8 @@ class LogTransaction:
         head: Head,
         database_us: int,
         leaves: LeafCache,
+        *,
+        owner: bool,
     ) -> None:
         self.conn = conn
         self.tenant_id = tenant_id
@@ -73,6 +76,7 @@ class LogTransaction:
         self._tenant_no = tenant_no
         self._unit = unit
         self._leaves = leaves
+        self._owner = owner
         self._made: tuple[Window, str] | None = None
         self._insert = ""
 
@@ -164,15 +168,19 @@ class LogTransaction:
                         f"the log of {self.tenant_id!r} would go back into window {last} ({newest[2]})",
                         hint="run eventstore verify",
                     )
+                if not self._owner:
+                    admit_own_leaf(self.conn, newest[3])
                 self._made = (last, newest[3])
                 return self._made
             window = window.clip_from(last.to_us)
-        leaf = create_leaf(self.conn, self._tenant_no, window)
-        self.conn.execute(
-            "INSERT INTO windows (tenant_id, window_from, window_to, state, leaf, first_seq)"
-            " VALUES (%s, %s, %s, 'open', %s, %s)",
-            [self.tenant_id, from_us(window.from_us), from_us(window.to_us), leaf, self.head.last_seq + 1],
-        )
+        leaf = create_leaf(self.conn, self._tenant_no, window, own=not self._owner)
+        if self._owner:
+            start, end = from_us(window.from_us), from_us(window.to_us)
+            self.conn.execute(
+                "INSERT INTO windows (tenant_id, window_from, window_to, state, leaf, first_seq)"
+                " VALUES (%s, %s, %s, 'open', %s, %s)",
+                [self.tenant_id, start, end, leaf, self.head.last_seq + 1],
+            )
         self._made = (window, leaf)
         return self._made
 
@@ -186,9 +194,12 @@ class LogTransaction:
 
 @contextmanager
 def log_transaction(
-    conn: psycopg.Connection[Any], tenant_id: str, leaves: LeafCache
+    conn: psycopg.Connection[Any], tenant_id: str, leaves: LeafCache, *, scope: str = ""
 ) -> Iterator[LogTransaction]:
     """Lock a tenant's head (autocommit connection), and commit at the end of the block, or roll back.
+
+    On a connection of the application's role `scope` makes the transaction the tenant's (`db.roles`); on the
+    owner's there is none.
 
     Round trips are few because every one is held under the lock: BEGIN goes with the lock, the head's
     update with COMMIT.
@@ -199,8 +210,9 @@ def log_transaction(
     """
     check_tenant_id(tenant_id)
     try:
-        cursor = conn.execute(_LOCK.format(tenant_id=tenant_id))
-        cursor.nextset()
+        cursor = conn.execute(_LOCK.format(tenant_id=tenant_id, scope=scope))
+        while cursor.nextset():
+            pass
         row = cursor.fetchone()
         if row is None:
             raise TenantNotFoundError(tenant_id)
@@ -210,7 +222,8 @@ def log_transaction(
                 hint="the tenant was offboarded; it takes no more events",
             )
         head = Head(row[2], bytes(row[3]), row[4], row[5])
-        log = LogTransaction(conn, tenant_id, row[0], WindowUnit(row[1]), head, row[6], leaves)
+        unit = WindowUnit(row[1])
+        log = LogTransaction(conn, tenant_id, row[0], unit, head, row[6], leaves, owner=not scope)
         yield log
         # Dying before this line leaves nothing of the append; after it, all of it.
         log._commit()

@@ -22,7 +22,8 @@ class Dialect(Protocol):
 
 
 class PostgresDialect:
-    """Constants for Postgres. Its entity index is over a hash of the id."""
+    """Constants for Postgres. Its entity index, over a hash of the id, is looked into apart from them:
+    `query.tiers`."""
 
     def text(self, value: str) -> str:
         # standard_conforming_strings is on: only the quote itself has a meaning inside quotes.
@@ -35,8 +36,7 @@ class PostgresDialect:
         return f"'{value.hex()}'::uuid"
 
     def entity(self, entity_id: str) -> list[str]:
-        literal = self.text(entity_id)
-        return [f"hashtextextended(entity_id, 0) = hashtextextended({literal}, 0)", f"entity_id = {literal}"]
+        return [f"entity_id = {self.text(entity_id)}"]
 
 
 class DuckDialect:

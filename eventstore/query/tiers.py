@@ -133,11 +133,30 @@ def _fill(expired: Sequence[ExpiredRange], whole: ExpiredRange) -> list[ExpiredR
     return parts
 
 
+def _among(wanted: EventFilter, seq_from: int, seq_to: int, descending: bool, limit: int) -> str:
+    """The look into the entity index, which a query under row-level security cannot use by itself. Where
+    there are no conditions but the entity's, no more seqs are fetched than will be returned."""
+    if wanted.entity_id is None:
+        return ""
+    plain = wanted == EventFilter(
+        entity_type=wanted.entity_type,
+        entity_id=wanted.entity_id,
+        seq_from=wanted.seq_from,
+        seq_to=wanted.seq_to,
+    )
+    dialect = PostgresDialect()
+    entity_type = "NULL" if wanted.entity_type is None else dialect.text(wanted.entity_type)
+    return (
+        f" AND seq = ANY (ARRAY(SELECT hot.entity_seqs({entity_type}, {dialect.text(wanted.entity_id)},"
+        f" {int(seq_from)}, {int(seq_to)}, {descending}, {int(limit) if plain else 'NULL'})))"
+    )
+
+
 class Tiers:
     """The two tiers of every log. Each method is one look; `query.reader` makes one log of them."""
 
     def __init__(self, database: Database, scan: ArchiveScan) -> None:
-        self._database = database
+        self._app = database.app
         self._scan = scan
         self._lock = threading.Lock()
         # As long as the catalog's version stays, the archive only grows: what was listed up to a watermark
@@ -152,12 +171,11 @@ class Tiers:
             TenantNotFoundError: no such tenant.
         """
         check_tenant_id(tenant_id)
-        with self._database.connection() as conn:
-            row = conn.execute(
-                "SELECT w.archived_through, h.last_seq, h.last_hash, h.id_lead_us, w.catalog_version"
-                " FROM heads h JOIN watermarks w USING (tenant_id) WHERE h.tenant_id = %s",
-                [tenant_id],
-            ).fetchone()
+        row = self._app.row(
+            tenant_id,
+            "SELECT w.archived_through, h.last_seq, h.last_hash, h.id_lead_us, w.catalog_version"
+            f" FROM heads h JOIN watermarks w USING (tenant_id) WHERE h.tenant_id = '{tenant_id}'",
+        )
         if row is None:
             raise TenantNotFoundError(tenant_id)
         return LogState(*row)
@@ -184,11 +202,14 @@ class Tiers:
         ).format(
             columns=sql.SQL(EVENT_COLUMNS_SQL),
             tenant_id=sql.Literal(tenant_id),
-            where=sql.SQL(conditions(wanted, PostgresDialect(), seq_from=seq_from, seq_to=seq_to)),
+            where=sql.SQL(
+                conditions(wanted, PostgresDialect(), seq_from=seq_from, seq_to=seq_to)
+                + _among(wanted, seq_from, seq_to, descending, limit)
+            ),
             order=sql.SQL("DESC" if descending else "ASC"),
             limit=sql.Literal(limit),
         )
-        with self._database.arrow() as conn, conn.cursor() as cursor:
+        with self._app.arrow(tenant_id) as conn, conn.cursor() as cursor:
             cursor.execute(query.as_string())
             with cursor.fetch_record_batch() as reader:
                 return pa.Table.from_batches([to_events(batch) for batch in reader], EVENT_SCHEMA)
@@ -228,9 +249,8 @@ class Tiers:
         self, tenant_id: str, known: _Known[tuple[ArchivePart, ...]] | None
     ) -> _Known[tuple[ArchivePart, ...]]:
         """List the catalog: all of it, or, if its version is still the known one, what has come since."""
-        with self._database.transaction() as conn:
-            # One snapshot for the version and the lists: a list of another version would stay in use.
-            conn.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        # One snapshot for the version and the lists: a list of another version would stay in use.
+        with self._app.transaction(tenant_id, one_snapshot=True) as conn:
             mark = read_watermark(conn, tenant_id)
             if known is None or known.version != mark.catalog_version:
                 known = _Known(0, (), version=mark.catalog_version)
@@ -268,7 +288,7 @@ class Tiers:
         with self._lock:
             known = self._filters.get(tenant_id, _Known(0, none))
         if known.through < archived_through:
-            with self._database.transaction() as conn:
+            with self._app.transaction(tenant_id) as conn:
                 if entity_filters_bytes(conn, tenant_id) > _FILTER_BYTES_MAX:
                     return none
                 new = list_entity_filters(

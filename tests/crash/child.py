@@ -31,7 +31,7 @@ from eventstore.app import Store, open_store, scheduler_of
 from eventstore.archive import parquet
 from eventstore.cli import main as cli
 from eventstore.clock import US_PER_S, Clock, FixedClock
-from eventstore.db import engine
+from eventstore.db import connections
 from eventstore.errors import EventStoreError
 from eventstore.hot import append as append_module
 from eventstore.hot.append import AppendRequest, AppendResult
@@ -395,7 +395,7 @@ def main(argv: list[str]) -> int:
     if args.halt:
         arm(args.halt, halt)
     if args.idle:
-        engine._SESSION["idle_in_transaction_session_timeout"] = tasks._CLAIM_IDLE = args.idle
+        connections.SESSION["idle_in_transaction_session_timeout"] = tasks._CLAIM_IDLE = args.idle
     return JOBS[args.job](args) or 0
 
 
