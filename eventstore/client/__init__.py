@@ -6,7 +6,16 @@
 """
 
 from eventstore.client.aio import AsyncClient
-from eventstore.client.answers import Appended, EntityState, FeedReset, FieldState, Flushed, Stats, Stored
+from eventstore.client.answers import (
+    Appended,
+    EntityState,
+    FeedReset,
+    FieldState,
+    Flushed,
+    SetBy,
+    Stats,
+    Stored,
+)
 from eventstore.client.attempts import Retry
 from eventstore.client.events import Event, NewEvent
 from eventstore.client.sync import Client
@@ -22,6 +31,7 @@ __all__ = [
     "Flushed",
     "NewEvent",
     "Retry",
+    "SetBy",
     "Stats",
     "Stored",
 ]

@@ -34,6 +34,7 @@ class AsyncClient:
         tenant: whose log it is.
         api_key: sent with each request; it is in no repr and no message.
         timeout_s: for connecting, and for each wait for the answer to go on.
+        reason: why a person reads, for the log of reads; some stores want one.
         retry: how often, and after what pauses, a request is sent again.
         transport: how requests are carried out, for tests and special networks.
 
@@ -48,13 +49,14 @@ class AsyncClient:
         *,
         api_key: str | None = None,
         timeout_s: float = 30.0,
+        reason: str | None = None,
         retry: Retry | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.tenant = tenant
         self._retry = retry or Retry()
         self.calls = Calls(tenant)
-        self._http = httpx.AsyncClient(**http_options(url, api_key, timeout_s), transport=transport)
+        self._http = httpx.AsyncClient(**http_options(url, api_key, timeout_s, reason), transport=transport)
 
     def __repr__(self) -> str:
         return f"AsyncClient({str(self._http.base_url)!r}, {self.tenant!r})"
@@ -159,10 +161,15 @@ class AsyncClient:
         return await self._do(self.calls.event(seq_or_event_id))
 
     async def as_of(
-        self, entity_id: str, moment: Moment | None = None, *, entity_type: str | None = None
+        self,
+        entity_id: str,
+        moment: Moment | None = None,
+        *,
+        entity_type: str | None = None,
+        partial: bool = False,
     ) -> EntityState:
         """As `Client.as_of`."""
-        return await self._do(self.calls.as_of(entity_id, moment, entity_type))
+        return await self._do(self.calls.as_of(entity_id, moment, entity_type, partial))
 
     async def stats(self) -> Stats:
         """How much the log holds, by tier."""

@@ -19,6 +19,7 @@ __all__ = [
     "Head",
     "OneEvent",
     "Page",
+    "SetBy",
     "Stats",
     "Stored",
     "TierStats",
@@ -95,29 +96,43 @@ class FeedReset(msgspec.Struct, frozen=True, kw_only=True):
     expired: list[tuple[int, int, int]]
 
 
-class FieldState(msgspec.Struct, frozen=True, kw_only=True):
-    """A field as it was, and the event that made it so."""
+class SetBy(msgspec.Struct, frozen=True, kw_only=True):
+    """The event that something comes from."""
 
-    value: Any
     seq: int
     event_id: uuid.UUID
     recorded_at: datetime
     actor: str
-    action: str
+
+
+class FieldState(SetBy, frozen=True, kw_only=True):
+    """A field's value, and the event that set it."""
+
+    value: Any
 
 
 class EntityState(msgspec.Struct, frozen=True, kw_only=True):
-    """An entity as the log says it was."""
+    """An entity as the log says it was.
 
-    entity_type: str
+    `exists`: it has events, and none of them ended it without one after it. `ended`: the event that did.
+    `version`: the seq of its last event, 0 if it has none. `incomplete`: a part of the log was destroyed or
+    could not be read (see `covered`), so a field may be missing, or too old.
+    """
+
+    entity_type: str | None
     entity_id: str
+    as_of: datetime | None
     exists: bool
+    version: int
+    ended: SetBy | None
     fields: dict[str, FieldState]
+    incomplete: bool
+    covered: dict[str, Any]
 
 
 class Flushed(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was accepted before is durable and visible, up to `last_seq`; `count` of them had been
-    waiting."""
+    """Everything that was accepted before is durable and visible. `count` events were waiting; `last_seq` is
+    the log's end now."""
 
     count: int
     last_seq: int

@@ -162,8 +162,10 @@ class Calls:
     def read_stored(self, body: bytes) -> Stored:
         return _STORED(body)
 
-    def as_of(self, entity_id: str, moment: Moment | None, entity_type: str | None) -> Call[EntityState]:
-        params = parameters(as_of=moment, entity_type=entity_type)
+    def as_of(
+        self, entity_id: str, moment: Moment | None, entity_type: str | None, partial: bool
+    ) -> Call[EntityState]:
+        params = parameters(as_of=moment, entity_type=entity_type, partial=partial or None)
         return Call("GET", self.path(f"entities/{_segment(entity_id)}"), _ENTITY, params)
 
     def export(self, format: ExportFormat, **filters: object) -> Call[bytes]:  # noqa: A002

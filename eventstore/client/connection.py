@@ -15,7 +15,7 @@ from eventstore.errors import InputError
 __all__ = ["http_options", "part_path", "stream_timeout"]
 
 
-def http_options(url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+def http_options(url: str, api_key: str | None, timeout_s: float, reason: str | None) -> dict[str, Any]:
     """Arguments of httpx's clients.
 
     Raises:
@@ -35,6 +35,10 @@ def http_options(url: str, api_key: str | None, timeout_s: float) -> dict[str, A
             raise InputError("the API key has a blank or another character that no key has")
         # httpx hides this header's value in what it prints.
         headers["authorization"] = f"Bearer {api_key}"
+    if reason is not None:
+        if not reason.isascii() or not reason.isprintable():
+            raise InputError("a reason travels in a header, and so in ASCII", hint="write it without accents")
+        headers["eventstore-reason"] = reason
     return {"base_url": parsed, "headers": headers, "timeout": timeout_s}
 
 

@@ -34,6 +34,7 @@ class Client:
         tenant: whose log it is.
         api_key: sent with each request; it is in no repr and no message.
         timeout_s: for connecting, and for each wait for the answer to go on.
+        reason: why a person reads, for the log of reads; some stores want one.
         retry: how often, and after what pauses, a request is sent again.
         transport: how requests are carried out, for tests and special networks.
 
@@ -48,13 +49,14 @@ class Client:
         *,
         api_key: str | None = None,
         timeout_s: float = 30.0,
+        reason: str | None = None,
         retry: Retry | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.tenant = tenant
         self._retry = retry or Retry()
         self.calls = Calls(tenant)
-        self._http = httpx.Client(**http_options(url, api_key, timeout_s), transport=transport)
+        self._http = httpx.Client(**http_options(url, api_key, timeout_s, reason), transport=transport)
 
     def __repr__(self) -> str:
         return f"Client({str(self._http.base_url)!r}, {self.tenant!r})"
@@ -166,11 +168,16 @@ class Client:
         return self._do(self.calls.event(seq_or_event_id))
 
     def as_of(
-        self, entity_id: str, moment: Moment | None = None, *, entity_type: str | None = None
+        self,
+        entity_id: str,
+        moment: Moment | None = None,
+        *,
+        entity_type: str | None = None,
+        partial: bool = False,
     ) -> EntityState:
         """An entity's fields as the log says they were at a moment (now by default), each with the event that
         set it."""
-        return self._do(self.calls.as_of(entity_id, moment, entity_type))
+        return self._do(self.calls.as_of(entity_id, moment, entity_type, partial))
 
     def stats(self) -> Stats:
         """How much the log holds, by tier."""
