@@ -180,7 +180,9 @@ class _Fold:
 def _telling(batch: pa.RecordBatch) -> pa.Array:
     """The rows, in order, that may say something new: the first of each field, and every value of `*`."""
     whole = pc.equal(batch.column("field"), WHOLE_ENTITY).to_numpy(zero_copy_only=False)
-    given = batch.column("new_value").is_valid().to_numpy(zero_copy_only=False)
+    given = pc.fill_null(pc.not_equal(batch.column("new_value"), "null"), False).to_numpy(
+        zero_copy_only=False
+    )
     codes = batch.column("field").dictionary_encode().indices.to_numpy(zero_copy_only=False)
     first = np.zeros(batch.num_rows, dtype=np.bool_)
     first[np.unique(codes, return_index=True)[1]] = True
