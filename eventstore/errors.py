@@ -13,6 +13,7 @@ __all__ = [
     "ArchiveConflictError",
     "ArchiveDamageError",
     "BusyError",
+    "CertificateNotFoundError",
     "ConfirmationError",
     "CoverageError",
     "EmbeddedPostgresError",
@@ -21,6 +22,7 @@ __all__ = [
     "FeedResetError",
     "ForbiddenError",
     "HeldError",
+    "HoldNotFoundError",
     "InputError",
     "IntegrityError",
     "InvalidEventError",
@@ -139,6 +141,18 @@ class RunNotFoundError(InputError):
     """No run has that id, or begins with it."""
 
     code = "run-not-found"
+
+
+class HoldNotFoundError(InputError):
+    """The tenant has no hold of that name, and never had."""
+
+    code = "hold-not-found"
+
+
+class CertificateNotFoundError(InputError):
+    """The tenant has no certificate of that number."""
+
+    code = "certificate-not-found"
 
 
 class KeyNotFoundError(InputError):

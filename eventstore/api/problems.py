@@ -10,12 +10,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from eventstore.errors import (
+    CertificateNotFoundError,
     ConfirmationError,
     EventNotFoundError,
     EventStoreError,
     FeedResetError,
     ForbiddenError,
     HeldError,
+    HoldNotFoundError,
     InputError,
     IntegrityError,
     InvalidEventError,
@@ -43,6 +45,8 @@ _STATUS: tuple[tuple[type[EventStoreError], int, str], ...] = (
     (EventNotFoundError, 404, "No such event"),
     (RunNotFoundError, 404, "No such run"),
     (KeyNotFoundError, 404, "No such key"),
+    (HoldNotFoundError, 404, "No such hold"),
+    (CertificateNotFoundError, 404, "No such certificate"),
     (SubscriptionNotFoundError, 404, "No such subscription"),
     (UnauthenticatedError, 401, "Unauthenticated"),
     (ForbiddenError, 403, "Forbidden"),

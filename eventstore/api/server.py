@@ -18,17 +18,22 @@ from eventstore.access.oidc import OidcVerifier
 from eventstore.access.reads import ReadsLog
 from eventstore.access.usage import ArchiveUsage
 from eventstore.api import (
+    certificates,
     entities,
     event_ids,
     events,
+    explain,
     export,
     feed,
     health,
+    holds,
     keys,
     openapi,
+    policies,
     problems,
     records,
     runs,
+    tenants,
 )
 from eventstore.api.access import Authentication, Gate
 from eventstore.api.append import AppendService, AppendShortcut
@@ -118,6 +123,11 @@ def create_app(store: Store) -> FastAPI:
     app.include_router(event_ids.router)
     app.include_router(runs.router)
     app.include_router(export.router)
+    app.include_router(tenants.router)
+    app.include_router(policies.router)
+    app.include_router(holds.router)
+    app.include_router(certificates.router)
+    app.include_router(explain.router)
     app.include_router(keys.router)
     app.include_router(feed.router)
     app.include_router(records.router)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -19,7 +19,7 @@ from eventstore.query.coverage import Coverage
 from eventstore.query.stats import log_stats
 from eventstore.settings import load_settings
 
-__all__ = ["register", "verify_with_progress"]
+__all__ = ["OrderOption", "TenantArgument", "filter_of", "register", "verify_with_progress"]
 
 TenantArgument = Annotated[str, typer.Argument(help="The tenant's name.")]
 FormatOption = Annotated[
@@ -72,6 +72,32 @@ def _write(
         raise typer.Exit(70)
 
 
+def filter_of(
+    *,
+    recorded_from: str | None,
+    recorded_to: str | None,
+    occurred_from: str | None,
+    occurred_to: str | None,
+    **given: Any,
+) -> EventFilter:
+    """The conditions that options name; times are texts yet.
+
+    Raises:
+        InputError: one is no time, or no event can have it.
+    """
+
+    def time(text: str | None) -> int | None:
+        return None if text is None else parse_time_us(text)
+
+    return EventFilter(
+        recorded_from_us=time(recorded_from),
+        recorded_to_us=time(recorded_to),
+        occurred_from_us=time(occurred_from),
+        occurred_to_us=time(occurred_to),
+        **given,
+    )
+
+
 def events(
     tenant: TenantArgument,
     entity_type: str | None = None,
@@ -94,10 +120,7 @@ def events(
 ) -> None:
     """Show the events that meet all conditions."""
 
-    def time(text: str | None) -> int | None:
-        return None if text is None else parse_time_us(text)
-
-    wanted = EventFilter(
+    wanted = filter_of(
         entity_type=entity_type,
         entity_id=entity_id,
         actor=actor,
@@ -105,10 +128,10 @@ def events(
         field=field,
         source=source,
         workspace_id=workspace_id,
-        recorded_from_us=time(recorded_from),
-        recorded_to_us=time(recorded_to),
-        occurred_from_us=time(occurred_from),
-        occurred_to_us=time(occurred_to),
+        recorded_from=recorded_from,
+        recorded_to=recorded_to,
+        occurred_from=occurred_from,
+        occurred_to=occurred_to,
         seq_from=seq_from,
         seq_to=seq_to,
     )

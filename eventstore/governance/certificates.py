@@ -17,7 +17,12 @@ from eventstore.archive.targets import Targets
 from eventstore.clock import from_us, to_us
 from eventstore.db.engine import Database
 from eventstore.db.tables import certificates, deployment, heads, segments, signing_keys, windows
-from eventstore.errors import EventStoreError, InputError, IntegrityError, SetupError
+from eventstore.errors import (
+    CertificateNotFoundError,
+    EventStoreError,
+    IntegrityError,
+    SetupError,
+)
 from eventstore.governance.envelope import CERTIFICATE_TYPE, decode
 from eventstore.governance.holds import lock_destruction
 from eventstore.governance.record import put_equal
@@ -248,13 +253,13 @@ def get_certificate(conn: sa.Connection, tenant_id: str, number: int) -> StoredC
     """One certificate.
 
     Raises:
-        InputError: the tenant has none of that number.
+        CertificateNotFoundError: the tenant has none of that number.
         IntegrityError: it cannot be read.
     """
     for row in _rows(conn, tenant_id, number):
         envelope = bytes(row.envelope)
         return StoredCertificate(from_payload(decode(envelope).payload), envelope, row.stored_in)
-    raise InputError(
+    raise CertificateNotFoundError(
         f"{tenant_id!r} has no certificate {number}", hint=f"eventstore certificates list {tenant_id}"
     )
 

@@ -20,7 +20,13 @@ from eventstore.clock import to_iso, to_us
 from eventstore.db.engine import Database
 from eventstore.db.locks import destruction_key
 from eventstore.db.tables import holds, segments
-from eventstore.errors import EventStoreError, HeldError, InputError, StateError, TenantClosedError
+from eventstore.errors import (
+    EventStoreError,
+    HeldError,
+    HoldNotFoundError,
+    StateError,
+    TenantClosedError,
+)
 from eventstore.governance.record import EntryKind, record, required_text, take_lock
 from eventstore.governance.windows import CountedWindow, counted_windows
 from eventstore.model.bloom import BloomProbe
@@ -34,6 +40,7 @@ __all__ = [
     "ScopeCount",
     "assert_not_held",
     "covering_holds",
+    "get_hold",
     "holds_in_force",
     "list_holds",
     "lock_destruction",
@@ -130,7 +137,8 @@ def release_hold(database: Database, tenant_id: str, name: str, by: str, reason:
     """End a hold. What other holds cover as well stays held.
 
     Raises:
-        InputError: there is no such hold, or the reason or who is missing.
+        HoldNotFoundError
+        InputError: the reason or who is missing.
         StateError: it was released already.
         TenantNotFoundError
     """
@@ -141,9 +149,7 @@ def release_hold(database: Database, tenant_id: str, name: str, by: str, reason:
             sa.select(holds).where(holds.c.tenant_id == tenant_id, holds.c.name == name).with_for_update()
         ).one_or_none()
         if row is None:
-            raise InputError(
-                f"{tenant_id!r} has no hold named {name!r}", hint=f"eventstore holds list {tenant_id}"
-            )
+            raise _no_hold(tenant_id, name)
         found = _hold(row)
         if found.released_us is not None:
             raise StateError(
@@ -165,6 +171,26 @@ def release_hold(database: Database, tenant_id: str, name: str, by: str, reason:
         now_us,
         who,
         why,
+    )
+
+
+def get_hold(conn: sa.Connection, tenant_id: str, name: str) -> Hold:
+    """A tenant's hold, in force or released.
+
+    Raises:
+        TenantNotFoundError, HoldNotFoundError
+    """
+    get_tenant(conn, tenant_id)
+    query = sa.select(holds).where(holds.c.tenant_id == tenant_id, holds.c.name == name)
+    row = conn.execute(query).one_or_none()
+    if row is None:
+        raise _no_hold(tenant_id, name)
+    return _hold(row)
+
+
+def _no_hold(tenant_id: str, name: str) -> HoldNotFoundError:
+    return HoldNotFoundError(
+        f"{tenant_id!r} has no hold named {name!r}", hint=f"eventstore holds list {tenant_id}"
     )
 
 

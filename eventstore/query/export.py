@@ -223,14 +223,16 @@ def _split(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _parquet(sink: _Sink, metadata: Mapping[str, str], order: Order) -> pq.ParquetWriter:
-    return pq.ParquetWriter(
+    writer = pq.ParquetWriter(
         sink,
-        FILE_SCHEMA.with_metadata(metadata),
+        FILE_SCHEMA,
         **ENCODING,
         write_page_index=True,
         sorting_columns=[pq.SortingColumn(0, descending=order is Order.DESC)],
         store_schema=False,
     )
+    writer.add_key_value_metadata(metadata)
+    return writer
 
 
 def _grouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
