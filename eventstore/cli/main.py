@@ -23,6 +23,7 @@ from eventstore.cli import (
     retention,
     runs,
     serving,
+    tailing,
     unattended,
 )
 from eventstore.cli.output import errors
@@ -50,6 +51,7 @@ app.add_typer(archive.app, name="archive")
 app.add_typer(keys.app, name="keys")
 importing.register(app)
 reading.register(app)
+tailing.register(app)
 exporting.register(app)
 governance.register(app)
 serving.register(app)

@@ -23,7 +23,7 @@ __all__ = ["FEED_FILTERS", "FeedReader", "Look", "matching"]
 # What a feed can be filtered by: what the event itself says, for ever.
 FEED_FILTERS = ("entity_type", "entity_id", "actor", "action", "field", "source", "workspace_id")
 # A step takes about this much in memory. Every consumer that reads by itself holds one.
-_STEP_BYTES = 4 * 2**20
+_STEP_BYTES = 2 * 2**20
 _NO_LIMIT = 2**62
 _NAMED_MAX = 1000  # certificates that one reset names
 

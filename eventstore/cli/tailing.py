@@ -1,0 +1,110 @@
+"""The command that follows a log: the newest events, and then what comes."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import typer
+from rich.markup import escape
+
+from eventstore.app import Store, open_store
+from eventstore.cli.output import errors, resolve_format, write_events
+from eventstore.cli.reading import FormatOption, TenantArgument
+from eventstore.columns.schema import EVENT_SCHEMA
+from eventstore.errors import EventStoreError, FeedResetError, RetryError
+from eventstore.hot.wake import Wakes
+from eventstore.model.query import EventFilter, Order
+from eventstore.query.feed import FeedReader
+from eventstore.settings import load_settings
+
+__all__ = ["register"]
+
+# Without being woken (by an import, say) the log is looked at so often, in seconds.
+_LOOK_S = 1.0
+# What a shell expects of a program that Ctrl-C ended.
+_INTERRUPTED = 130
+
+
+def register(app: typer.Typer) -> None:
+    """Add the following command."""
+    app.command("tail")(tail)
+
+
+def tail(
+    tenant: TenantArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the newest first.")] = 10,
+    entity_type: str | None = None,
+    entity_id: str | None = None,
+    actor: str | None = None,
+    action: str | None = None,
+    field: str | None = None,
+    source: str | None = None,
+    workspace_id: str | None = None,
+    form: FormatOption = None,
+) -> None:
+    """Show the newest events, oldest first; with -f, and then each as it comes."""
+    wanted = EventFilter(
+        entity_type=entity_type,
+        entity_id=entity_id,
+        actor=actor,
+        action=action,
+        field=field,
+        source=source,
+        workspace_id=workspace_id,
+    )
+    with open_store(load_settings()) as store, ExitStack() as stack:
+        woken = threading.Event()
+        if follow:
+            wakes = Wakes(store.database)
+            wakes.start(tell=False)
+            stack.callback(wakes.close)
+            stack.enter_context(wakes.listening(lambda name: woken.set() if name in (None, tenant) else None))
+        try:
+            write_events(
+                _events(store, tenant, wanted, lines, woken if follow else None), resolve_format(form)
+            )
+        except KeyboardInterrupt:
+            raise typer.Exit(_INTERRUPTED) from None
+
+
+def _events(
+    store: Store, tenant: str, wanted: EventFilter, lines: int, woken: threading.Event | None
+) -> Iterator[pa.Table]:
+    """The newest events up to the log's end as it is, and, with `woken`, all that follow it."""
+    reader = FeedReader(store.tiers)
+    cursor = reader.head(tenant)
+    if lines:
+        yield _newest(store, tenant, wanted, lines, cursor)
+    while woken is not None:
+        # Whatever was shown is to be seen, also through a pipe, before anything is waited for.
+        sys.stdout.flush()
+        woken.wait(_LOOK_S)
+        woken.clear()
+        try:
+            for look in reader.read(tenant, cursor, wanted):
+                cursor = look.through
+                if look.events.num_rows:
+                    yield look.events
+        except FeedResetError as e:
+            _tell(e)
+            cursor = e.since
+        except RetryError as e:
+            _tell(e)
+
+
+def _newest(store: Store, tenant: str, wanted: EventFilter, lines: int, last_seq: int) -> pa.Table:
+    """The last so many events up to a seq, oldest first. What was destroyed is not missed here."""
+    steps = store.reader.stream(tenant, wanted, order=Order.DESC, after=last_seq + 1, limit=lines)
+    found = pa.concat_tables([EVENT_SCHEMA.empty_table(), *steps])
+    return found.take(pc.sort_indices(found, [("seq", "ascending")]))
+
+
+def _tell(error: EventStoreError) -> None:
+    errors.print(f"[yellow]{escape(str(error))}[/]", highlight=False)
