@@ -188,8 +188,11 @@ class Read:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write a page down; also one that failed, since "there is none" tells something too. Waits until
-        that is durable.
+        self.answered(error)
+
+    def answered(self, error: BaseException | None = None) -> None:
+        """Write a page down, as the end of a `with` does; also one that failed, since "there is none" tells
+        something too. Waits until that is durable.
 
         Raises:
             RetryError: it cannot be written down.
@@ -246,7 +249,7 @@ class Read:
             value["archive_bytes"] = self.meter.archive_bytes
             if self._coverage is not None:
                 value["covered"] = _covered(self._coverage)
-            elif self._seqs is not None:
+            elif self._seqs is not None and self._seqs[0] <= self._seqs[1]:
                 value["covered"] = {"first_seq": self._seqs[0], "last_seq": self._seqs[1]}
         most = TEXT_LIMITS["actor"]
         if len(principal.subject) > most:

@@ -11,16 +11,20 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from eventstore.access.limits import FeedSlot
 from eventstore.api import problems
 from eventstore.api.access import Authentication, allow, check
 from eventstore.api.feed_hub import FeedHub, Follower
+from eventstore.api.limits import feed_slot
 from eventstore.api.parameters import known_parameters
+from eventstore.api.reads import Read, ReadAction, reading
 from eventstore.app import Store
 from eventstore.clock import US_PER_S
 from eventstore.errors import EventStoreError, FeedResetError, InputError
 from eventstore.model.access import Permission
 from eventstore.model.policy import parse_duration_us
 from eventstore.model.query import PAGE_LIMIT_MAX, EventFilter, decode_cursor
+from eventstore.model.tenant import READS_TENANT
 from eventstore.query.feed_ring import Form, Framing
 
 __all__ = ["router"]
@@ -81,6 +85,7 @@ async def feed(
     tenant: str,
     request: Request,
     wanted: Annotated[EventFilter, Depends(feed_filter)],
+    read: Annotated[Read, reading(ReadAction.FEED)],
     since: Annotated[int, Query(ge=0, lt=10**18, description="The last seq that was received")] = 0,
     wait: Annotated[
         float | None,
@@ -99,14 +104,24 @@ async def feed(
     after = since if last_event_id is None else decode_cursor(last_event_id)
     hub: FeedHub = request.app.state.feeds
     if _framing(request) is Framing.LINES:
-        form = Form(wanted, Framing.LINES)
-        async with hub.following(tenant, form, after) as follower:
-            wait_s = _WAIT_S if wait is None else wait
-            return await _poll(follower, wait_s, PAGE_LIMIT_MAX if limit is None else limit)
+        wait_s = _WAIT_S if wait is None else wait
+        if wait_s and tenant == READS_TENANT and read.is_logged:
+            raise InputError(
+                "a long poll on the log of reads would always find itself",
+                hint=f"follow it with Accept: {_SSE}, or ask with wait=0",
+            )
+        with feed_slot(request):
+            form = Form(wanted, Framing.LINES)
+            return await _logged_poll(
+                hub, read, form, after, wait_s, PAGE_LIMIT_MAX if limit is None else limit
+            )
     if wait is not None or limit is not None:
         raise InputError("wait and limit are for long polls", hint=f"ask with Accept: {_NDJSON}")
-    await hub.in_thread(lambda: hub.reader.check_cursor(tenant, after))  # before the answer begins
-    return _Stream(hub, request, tenant, Form(wanted, Framing.SSE), after)
+    slot = feed_slot(request)
+    # Before the answer begins.
+    await hub.in_thread(lambda: hub.reader.check_cursor(tenant, after))
+    await hub.in_thread(read.begin)
+    return _Stream(hub, request, read, slot, Form(wanted, Framing.SSE), after)
 
 
 def _framing(request: Request) -> Framing:
@@ -119,7 +134,24 @@ def _framing(request: Request) -> Framing:
     raise InputError(f"a feed is not given as {accepted!r}", hint=f"ask for {_SSE} or {_NDJSON}")
 
 
-async def _poll(follower: Follower, wait_s: float, limit: int) -> Response:
+async def _logged_poll(
+    hub: FeedHub, read: Read, form: Form, after: int, wait_s: float, limit: int
+) -> Response:
+    """A poll, and its entry in the log of reads."""
+    reader = hub.reader.metered(read.meter)
+    try:
+        async with hub.following(read.asked.tenant_id, form, after, reader) as follower:
+            response, count = await _poll(follower, wait_s, limit)
+            read.covers(events=count, seqs=(after + 1, follower.cursor))
+    except EventStoreError as e:
+        error = e
+        await hub.in_thread(lambda: read.answered(error))
+        raise
+    await hub.in_thread(read.answered)
+    return response
+
+
+async def _poll(follower: Follower, wait_s: float, limit: int) -> tuple[Response, int]:
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s
     search_until = until + _SEARCH_S
@@ -138,7 +170,7 @@ async def _poll(follower: Follower, wait_s: float, limit: int) -> Response:
         count += part.count
         size_bytes += len(part.data)
     headers = {"Eventstore-Next-Since": str(follower.cursor), "Cache-Control": "no-store"}
-    return Response(b"".join(found), headers=headers, media_type=_NDJSON)
+    return Response(b"".join(found), headers=headers, media_type=_NDJSON), count
 
 
 class _Stream(Response):
@@ -146,8 +178,13 @@ class _Stream(Response):
 
     media_type = _SSE
 
-    def __init__(self, hub: FeedHub, request: Request, tenant: str, form: Form, since: int) -> None:
-        self._hub, self._request, self._tenant, self._form, self._since = hub, request, tenant, form, since
+    def __init__(
+        self, hub: FeedHub, request: Request, read: Read, slot: FeedSlot, form: Form, since: int
+    ) -> None:
+        self._hub, self._request, self._read, self._slot = hub, request, read, slot
+        self._tenant, self._form, self._since = read.asked.tenant_id, form, since
+        self._sent, self._through = 0, since
+        self._error: Exception | None = None
         store: Store = request.app.state.store
         self._keepalive_s = parse_duration_us(store.settings.feed_keepalive) / US_PER_S
         self._stall_s = parse_duration_us(store.settings.feed_stall) / US_PER_S
@@ -156,6 +193,14 @@ class _Stream(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with self._slot:
+                await self._stream(receive, send)
+        finally:
+            self._read.covers(events=self._sent, seqs=(self._since + 1, self._through))
+            self._read.end(self._error)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         writing = asyncio.create_task(self._run(send))
         leaving = asyncio.create_task(_gone(receive))
@@ -176,10 +221,12 @@ class _Stream(Response):
                 await write(f"retry: {_RETRY_MS}\n\n".encode())
                 await self._follow(write)
             except EventStoreError as e:
+                self._error = e
                 await write(_told(e))
             except _StalledError:
                 raise
             except Exception as e:  # noqa: BLE001 - told on the stream, and in the log
+                self._error = e
                 _log.exception("the feed of %r failed", self._tenant, exc_info=e)
                 internal = problems.problem(
                     500, "Internal error", "the store's log says more", code="internal"
@@ -192,13 +239,16 @@ class _Stream(Response):
 
     async def _follow(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
-        async with self._hub.following(self._tenant, self._form, self._since) as follower:
+        reader = self._hub.reader.metered(self._read.meter)
+        async with self._hub.following(self._tenant, self._form, self._since, reader) as follower:
             told, checked_s, written_s = self._since, loop.time(), loop.time()
             while True:
                 part = await follower.next(written_s + self._keepalive_s)
                 if follower.is_ending:
                     return
+                self._through = follower.cursor
                 if part is not None and part.data:
+                    self._sent += part.count
                     await write(part.data)
                     told, written_s = follower.cursor, loop.time()
                 if loop.time() >= checked_s + self._keepalive_s:

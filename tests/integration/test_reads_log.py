@@ -18,6 +18,7 @@ from eventstore.clock import FixedClock
 from eventstore.errors import InputError, RetryError
 from eventstore.governance.tenants import create_tenant
 from eventstore.model.access import Principal, Role
+from eventstore.model.limits import Limits
 from eventstore.model.tenant import READS_TENANT
 from eventstore.query.coverage import Coverage
 from tests.integration.callers import Callers, calling
@@ -283,6 +284,52 @@ def test_a_stream_is_logged_when_it_begins_and_when_it_ends(callers: Callers) ->
     assert broken["covered"] == {"first_seq": 1, "last_seq": 9}
     with pytest.raises(RetryError, match="written down"):
         stream(callers).begin()
+
+
+def test_a_feed_is_logged_and_its_place_is_free_again_when_its_client_is_gone(callers: Callers) -> None:
+    one_feed = Limits(feeds_max=1)
+    subject, text = callers.key(Role.COMPLIANCE, limits=one_feed)
+    client = callers.client(text)
+    path, stream_of = f"{ACME}/feed?since=1&reason=case+7", {"accept": "text/event-stream"}
+    with client.stream("GET", path, headers=stream_of) as feed:
+        assert feed.status_code == 200
+        (begun,) = entries(callers.store)
+        lines = feed.iter_lines()  # kept: without it the connection is closed
+        while next(lines) != "id: 3":
+            pass
+        assert client.get(path, headers=stream_of).status_code == 429
+    while callers.app.state.limits._feeds.get(subject):  # until the server has noticed
+        pass
+    with client.stream("GET", path, headers=stream_of) as feed:
+        assert feed.status_code == 200
+    callers.app.state.feeds.end()
+    while callers.app.state.limits._feeds.get(subject):
+        pass
+    callers.app.state.reads._submit.__self__.close()
+    rows = [
+        entry for entry in entries(callers.store) if entry["new_value"]["read"] == begun["new_value"]["read"]
+    ]
+    assert [(row["action"], row["actor"], row["metadata"]) for row in rows] == [
+        ("feed", subject, {"reason": "case 7"})
+    ] * 2
+    assert (rows[0]["new_value"]["state"], rows[1]["new_value"]["state"]) == ("begun", "ended")
+    assert rows[1]["new_value"]["events"] == 2
+    assert rows[1]["new_value"]["covered"] == {"first_seq": 2, "last_seq": 3}
+
+
+def test_a_long_poll_is_a_page_and_does_not_find_itself(callers: Callers) -> None:
+    client = callers.as_role(Role.COMPLIANCE, None)
+    lines = {"accept": "application/x-ndjson"}
+    assert len(client.get(f"{ACME}/feed?since=1", headers=lines).text.splitlines()) == 2
+    assert client.get(f"{ACME}/feed?since=99", headers=lines).status_code == 400
+    refused = client.get(f"{READS}/feed?since=0", headers=lines)
+    assert (refused.status_code, "wait=0" in refused.json()["hint"]) == (400, True)
+    assert len(client.get(f"{READS}/feed?since=0&wait=0", headers=lines).text.splitlines()) == 2
+    values = [entry["new_value"] for entry in entries(callers.store)]
+    assert [value["state"] for value in values] == ["answered", "failed", "answered"]
+    assert values[0]["covered"] == {"first_seq": 2, "last_seq": 3}
+    program = callers.as_role(Role.READER, None).get(f"{READS}/feed?since=0&wait=5", headers=lines)
+    assert len(program.text.splitlines()) == 3
 
 
 def test_a_stream_of_a_program_is_not_logged(callers: Callers) -> None:
