@@ -1,5 +1,5 @@
 """The routes of governance: tenants, policies, holds, certificates, explanations. What they answer has the
-shape that the OpenAPI document gives, whoever asks is recorded, and no body is an error of the store's own."""
+shape that the OpenAPI document gives, whoever asks is recorded, and no body makes the store fail."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
 
 from eventstore.api import export as api_export
 from eventstore.app import Store
+from eventstore.cli.main import app as cli
 from eventstore.clock import FixedClock
 from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
-from eventstore.errors import ArchiveDamageError
+from eventstore.errors import ArchiveDamageError, InputError
 from eventstore.governance.keys import revoke_key
 from eventstore.model.access import Role
 from eventstore.model.event import TEXT_FIELDS
@@ -380,6 +382,58 @@ def test_an_export_is_written_into_the_log_of_reads(callers: Callers) -> None:
         views = [json.loads(bytes(view.new_value)) for view in event_views(page.events)]
     assert views[0]["state"] == "begun"
     assert views[0]["query"] == {"seq_from": "5", "seq_to": "9"}
+
+
+# --- the command --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(log: Store) -> Callable[..., Result]:
+    """`eventstore export acme` with further arguments; raises what it would report."""
+    environment = {
+        "EVENTSTORE_DATABASE_URL": log.settings.database_url,
+        "EVENTSTORE_ARCHIVE_URL": log.settings.archive_url,
+        "EVENTSTORE_HOME": str(log.settings.home),
+    }
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(
+            cli, ["export", "acme", *arguments], env=environment, catch_exceptions=False
+        )
+
+    return run
+
+
+def test_the_command_writes_a_file_of_the_format_that_its_name_says(
+    log: Store, command: Callable[..., Result], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    names = {"a.csv": ExportFormat.CSV, "a.arrows": ExportFormat.ARROW}
+    (folder / "a.csv").write_text("an older one")
+    wanted = EventFilter(seq_from=5, actor="1")
+    for name, form in names.items():
+        said = command("--output", str(folder / name), "--seq-from", "5", "--actor", "1", "--order", "desc")
+        data = exported(log, form, wanted, Order.DESC)
+        assert (folder / name).read_bytes() == data
+        assert "as of seq 28" in said.stderr
+    assert {path.name for path in folder.iterdir()} == names.keys()
+    assert command().stdout_bytes == exported(log, ExportFormat.NDJSON, EventFilter())
+
+
+def test_a_command_that_fails_changes_no_file(
+    log: Store, command: Callable[..., Result], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.csv").write_text("an older one")
+    damaged = segments(log)[1]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    with pytest.raises(ArchiveDamageError):
+        command("--output", str(folder / "a.csv"))
+    assert [path.read_text() for path in folder.iterdir()] == ["an older one"]
+    with pytest.raises(InputError, match="cannot write"):
+        command("--output", str(folder / "missing" / "a.csv"))
 
 
 def test_a_failure_is_no_part_of_an_event() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -19,21 +21,20 @@ from eventstore.query.render import csv_header, csv_lines, event_views, to_json_
 from tests.property.strategies import FIRST_US, LAST_US, events, examples, texts, times
 from tests.unit.helpers import as_batch
 
-# As the documentation gives them.
-UNDO = (
-    (re.compile("^([ \"']*)'([=+\\-@\\t\\r\\n＝＋－＠])"), r"\1\2"),
-    (re.compile("([;\\t\\r\\n][ \"']*)'([=+\\-@＝＋－＠])"), r"\1\2"),
-)
 # What a spreadsheet would take for the beginning of a formula, wherever it may have a cell begin.
 FORMULA = re.compile('(^|[;\\t\\r\\n])[ "]*[=+\\-@＝＋－＠]|^[ "]*[\\t\\r\\n]')
+
+_PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "export.md"
+_DOCUMENTED: dict[str, Any] = {}
+exec(_PAGE.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], _DOCUMENTED)
 
 risky = st.text(st.sampled_from("=+-@\t\r\n;,'\"  a＝－｜é0"), max_size=8)
 
 
 def undo(text: str) -> str:
-    for pattern, replacement in UNDO:
-        text = pattern.sub(replacement, text)
-    return text
+    """As the documentation gives it."""
+    found: str = _DOCUMENTED["undo"](text)
+    return found
 
 
 def safe(*values: str | None) -> list[str | None]:
