@@ -14,9 +14,6 @@ import pyarrow.compute as pc
 from eventstore.columns.canonical import fixed_bytes, int64_values
 
 __all__ = [
-    "HASH_WIDTH",
-    "TIME_WIDTH",
-    "UUID_WIDTH",
     "fixed_text",
     "formula_safe",
     "hash_text",
@@ -28,7 +25,7 @@ __all__ = [
 
 Octets = npt.NDArray[np.uint8]
 
-TIME_WIDTH, UUID_WIDTH, HASH_WIDTH = 27, 36, 64
+_TIME_WIDTH, _UUID_WIDTH, _HASH_WIDTH = 27, 36, 64
 
 # The two digits of a number below 100, and those of a byte in hexadecimal; two octets each.
 _DIGITS = np.frombuffer(b"".join(b"%02d" % n for n in range(100)), dtype=np.uint16)
@@ -39,7 +36,7 @@ _TIME = np.dtype(
         "names": ["date", "hours", "minutes", "seconds", "us_high", "us_middle", "us_low"],
         "formats": ["S10", "u2", "u2", "u2", "u2", "u2", "u2"],
         "offsets": [0, 11, 14, 17, 20, 22, 24],
-        "itemsize": TIME_WIDTH,
+        "itemsize": _TIME_WIDTH,
     }
 )
 _TIME_FORM = np.void(b"yyyy-mm-ddThh:mm:ss.ffffffZ")
@@ -65,13 +62,13 @@ def time_text(column: pa.Array) -> Octets:
     rows["date"] = dates[which]
     rows["hours"], rows["minutes"], rows["seconds"] = _DIGITS[hours], _DIGITS[minutes], _DIGITS[seconds]
     rows["us_high"], rows["us_middle"], rows["us_low"] = _DIGITS[us_high], _DIGITS[us_middle], _DIGITS[us_low]
-    return rows.view(np.uint8).reshape(len(column), TIME_WIDTH)
+    return rows.view(np.uint8).reshape(len(column), _TIME_WIDTH)
 
 
 def uuid_text(column: pa.Array) -> Octets:
     """UUIDs of 16 bytes in their text form: 36 octets a row."""
     digits = _hexadecimal(column, 16)
-    rows = np.full((len(column), UUID_WIDTH), b"-"[0], dtype=np.uint8)
+    rows = np.full((len(column), _UUID_WIDTH), b"-"[0], dtype=np.uint8)
     for at, start, end in ((0, 0, 8), (9, 8, 12), (14, 12, 16), (19, 16, 20), (24, 20, 32)):
         rows[:, at : at + end - start] = digits[:, start:end]
     return rows
