@@ -48,6 +48,11 @@ def serve(
     """Serve the HTTP API until it is told to stop (SIGINT or SIGTERM)."""
     settings = load_settings()
     with open_store(settings) as store, ExitStack() as stack:
+        if not store.database.app_login:
+            _log.warning(
+                "the application has no database login of its own (EVENTSTORE_APP_DATABASE_URL): SQL that "
+                "was smuggled in could undo row-level security; see docs/howto/database-roles.md"
+            )
         if scheduler:
             stack.enter_context(_scheduler_beside())
         serve_store(

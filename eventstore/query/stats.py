@@ -53,7 +53,7 @@ def log_stats(database: Database, tenant_id: str) -> LogStats:
     Raises:
         TenantNotFoundError: no such tenant.
     """
-    with database.engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
+    with database.app.transaction(tenant_id, one_snapshot=True) as conn:
         tenant = get_tenant(conn, tenant_id)
         head = conn.execute(
             sa.select(heads, watermarks.c.archived_through)

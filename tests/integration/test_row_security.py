@@ -17,14 +17,17 @@ import hypothesis
 import psycopg
 import pytest
 from hypothesis import strategies as st
+from sqlalchemy.engine import make_url
 
 from eventstore.app import Store, open_store
 from eventstore.clock import FixedClock
 from eventstore.db.engine import Database
+from eventstore.db.migrate import upgrade
 from eventstore.db.roles import APP_ROLE, make_login, with_login
 from eventstore.db.tables import metadata
 from eventstore.errors import SetupError, TenantNotFoundError
 from eventstore.hot.append import Appender, AppendRequest
+from eventstore.query.stats import log_stats
 from eventstore.query.tiers import Tiers
 from eventstore.settings import Settings
 from tests.conftest import TODAY_US, create_database
@@ -390,6 +393,37 @@ def test_a_login_that_is_not_bound_is_refused(site: Site, login: str, said: str,
     finally:
         database.close()
         execute(server_url, f"DROP ROLE {name}")
+
+
+def test_an_owner_who_is_no_superuser(server_url: str, template_database: str, tmp_path: Path) -> None:
+    """As on a managed server. The role is there already, so somebody has to let the owner have it."""
+    owner, name = f"owner_{secrets.token_hex(4)}", f"owned_{secrets.token_hex(4)}"
+    execute(server_url, f"CREATE ROLE {owner} LOGIN CREATEROLE PASSWORD 'hush'")
+    try:
+        execute(server_url, f"CREATE DATABASE {name} OWNER {owner}")
+        url = make_url(server_url).set(database=name, username=owner, password="hush")
+        database = Database(url.render_as_string(hide_password=False))
+        database.open()
+        try:
+            with pytest.raises(SetupError, match="cannot be made") as caught:
+                upgrade(database)
+            assert f"GRANT {APP_ROLE}" in caught.value.hint
+            execute(server_url, f"GRANT {APP_ROLE} TO {owner}")
+            upgrade(database)
+        finally:
+            database.close()
+        settings = Settings(database_url=database.url, home=tmp_path, archive_url=tmp_path.as_uri())
+        with open_store(settings, clock=FixedClock(START_US)) as store:
+            for tenant in ("acme", "globex"):
+                make_tenant(store, tenant)
+                append(store, tenant, new_event("1"))
+                append(store, tenant, new_event("1", expected_version=1))
+            assert seqs(read(store, "acme", entity_id="1")) == [1, 2]
+            assert store.database.app.row("acme", f"SELECT ({COUNT}), current_user") == ("acme", APP_ROLE)
+            assert log_stats(store.database, "acme").hot.events == 2
+    finally:
+        execute(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        execute(server_url, f"DROP ROLE {owner}")
 
 
 # --- plans, and the way of an event -------------------------------------------------------------------
