@@ -84,8 +84,9 @@ class AppendService:
         Raises:
             EventStoreError: why nothing of it was stored.
         """
-        parse = self._parser(media_type_of(request), record)
-        body = await read_body(request, body_bytes_max(request, self._body_bytes_max))
+        most = body_bytes_max(request, self._body_bytes_max)
+        parse = self._parser(media_type_of(request), record, most)
+        body = await read_body(request, most)
         quick = len(body) <= _INLINE_BYTES_MAX
         appending = parse(body) if quick else await run_in_threadpool(parse, body)
         result = await self._answers.of(self._committer.submit(tenant, appending))
@@ -96,8 +97,8 @@ class AppendService:
         """Wait until all that was accepted before for a tenant is settled; how many events that were."""
         return await asyncio.wrap_future(self._committer.flush(tenant))
 
-    def _parser(self, media_type: str, record: type[Record] | None) -> Parse:
-        """How a body of that media type becomes events.
+    def _parser(self, media_type: str, record: type[Record] | None, bytes_max: int) -> Parse:
+        """How a body of that media type, of at most so many bytes, becomes events.
 
         Raises:
             MediaTypeError: it is not taken here.
@@ -115,7 +116,7 @@ class AppendService:
             return lambda body: AppendRequest(*parse_lines(body, value_bytes_max=values), len(body))
         if record is None and media_type in (ARROW, PARQUET):
             columns = parse_arrow if media_type == ARROW else parse_parquet
-            decoded = self._body_bytes_max * DECODED_FACTOR
+            decoded = bytes_max * DECODED_FACTOR
 
             def parse(body: bytes) -> AppendRequest:
                 events = columns(body, value_bytes_max=values, decoded_bytes_max=decoded)

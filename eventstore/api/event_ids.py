@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from eventstore.api.access import allow
+from eventstore.api.limits import meter_of
 from eventstore.api.parameters import known_parameters
 from eventstore.api.schemas import answers
 from eventstore.app import Store
@@ -45,6 +46,8 @@ async def stored(tenant: str, event_id: str, request: Request) -> Response:
     except ValueError as e:
         raise InputError(f"{event_id!r} is no UUID") from e
     store: Store = request.app.state.store
-    page = await run_in_threadpool(store.reader.event, tenant, event_id=octets)
+    meter = meter_of(request)
+    reader = store.reader if meter is None else store.reader.metered(meter)
+    page = await run_in_threadpool(reader.event, tenant, event_id=octets)
     found = StoredId(page.events.column("seq")[0].as_py(), format_uuid(octets))
     return Response(_ENCODER.encode(found), media_type="application/json")

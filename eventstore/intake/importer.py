@@ -31,6 +31,7 @@ from eventstore.intake.readers import Reader, open_reader
 from eventstore.intake.rejects import RejectFile
 from eventstore.intake.schema import ImportOptions, check_recorded_at
 from eventstore.intake.source import ImportFormat, Source, open_source
+from eventstore.model.tenant import check_not_own
 from eventstore.model.window import WindowUnit
 
 __all__ = ["CHUNK_ROWS", "ImportFormat", "ImportProgress", "ImportReport", "import_file"]
@@ -109,6 +110,7 @@ def import_file(
         BusyError: the connection to Postgres was lost; the same call goes on.
     """
     check_recorded_at(recorded_at_column)
+    check_not_own(tenant_id, "be imported into")
     with database.transaction() as conn:
         unit = get_tenant(conn, tenant_id).unit
     options = ImportOptions(recorded_at_column, value_bytes_max)

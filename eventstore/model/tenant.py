@@ -17,6 +17,7 @@ __all__ = [
     "Tenant",
     "TenantState",
     "check_new_tenant_id",
+    "check_not_own",
     "check_tenant_id",
     "is_tenant_id",
 ]
@@ -59,6 +60,17 @@ def check_new_tenant_id(tenant_id: str) -> str:
             f"names that begin with {RESERVED_PREFIX!r} are the store's own", hint="choose another name"
         )
     return check_tenant_id(tenant_id)
+
+
+def check_not_own(tenant_id: str, what: str) -> None:
+    """Let pass what is done to a tenant, unless that is one of the store's own. `what` is done, e.g. "be
+    offboarded".
+
+    Raises:
+        InputError: it is the store's own.
+    """
+    if tenant_id.startswith(RESERVED_PREFIX):
+        raise InputError(f"{tenant_id!r} is the store's own, and cannot {what}")
 
 
 class TenantState(StrEnum):

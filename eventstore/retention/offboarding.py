@@ -31,7 +31,7 @@ from eventstore.governance.certificates import StoredCertificate, list_certifica
 from eventstore.governance.holds import assert_not_held, holds_in_force, lock_destruction
 from eventstore.governance.record import EntryKind, record, required_text
 from eventstore.model.certificate import CertificateKind
-from eventstore.model.tenant import TenantState
+from eventstore.model.tenant import TenantState, check_not_own
 from eventstore.query.stats import LogStats, log_stats
 from eventstore.query.tiers import Tiers, list_expired
 from eventstore.retention.clearing import clear
@@ -114,13 +114,15 @@ def offboard(
     Raises:
         HeldError: a hold is in force on the tenant. What is not destroyed yet stays.
         ConfirmationError: `confirm` is not how many events exist. Nothing was changed.
-        InputError: something else is in the folder, or who or why is missing. Nothing was changed.
+        InputError: something else is in the folder, or who or why is missing, or the tenant is the store's
+            own. Nothing was changed.
         TenantNotFoundError
         IntegrityError: the log, or its export, is not whole. Nothing was destroyed.
         BusyError, TargetUnavailableError: something is in the way now; the same call goes on later.
         Stopped: told to stop.
     """
     tell = progress or _silent
+    check_not_own(order.tenant_id, "be offboarded")  # nobody could read anything without the log of reads
     by = required_text("who offboards it", order.by, most=_BY_CHARACTERS_MAX)
     reason = required_text("the reason", order.reason)
     database, tenant_id, folder = shop.database, order.tenant_id, order.export_to

@@ -6,6 +6,7 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,10 +18,12 @@ from eventstore.app import Store, verify_tenant
 from eventstore.clock import FixedClock
 from eventstore.errors import InputError, RetryError
 from eventstore.governance.tenants import create_tenant
+from eventstore.intake.importer import import_file
 from eventstore.model.access import Principal, Role
 from eventstore.model.limits import Limits
 from eventstore.model.tenant import READS_TENANT
 from eventstore.query.coverage import Coverage
+from eventstore.retention.offboarding import Offboarding, offboard
 from tests.integration.callers import Callers, calling
 from tests.integration.following import serving
 from tests.unit.helpers import DAY_US, START_US, append, execute, fill_days, make_tenant, new_event, read
@@ -234,7 +237,7 @@ def test_reading_the_log_of_reads_is_a_read_and_ends(callers: Callers) -> None:
     assert [entry["entity_id"] for entry in entries(callers.store)] == ["acme", *[READS_TENANT] * 3]
 
 
-def test_the_log_of_reads_is_of_the_deployment_and_nobody_writes_it(callers: Callers) -> None:
+def test_the_log_of_reads_is_of_the_deployment_and_nobody_writes_it(callers: Callers, tmp_path: Path) -> None:
     assert callers.as_role(Role.COMPLIANCE).get(f"{ACME}/recent").status_code == 200
     for role in Role:
         own = callers.as_role(role)
@@ -249,6 +252,11 @@ def test_the_log_of_reads_is_of_the_deployment_and_nobody_writes_it(callers: Cal
     for name in (READS_TENANT, "eventstore-x"):
         with pytest.raises(InputError, match="store's own"):
             create_tenant(callers.store.database, name)
+    with pytest.raises(InputError, match="store's own"):
+        import_file(callers.store.database, READS_TENANT, tmp_path / "forged.csv", value_bytes_max=1000)
+    offboarding = Offboarding(READS_TENANT, tmp_path, "me", "to be rid of it", 1)
+    with pytest.raises(InputError, match="store's own"):
+        offboard(callers.store.compactor, callers.store.tiers, offboarding, START_US)
 
 
 # --- streams ------------------------------------------------------------------------------------------
