@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,7 +10,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 
-from eventstore.api.schemas import SHAPES_KEY, problem_response
+from eventstore.api.schemas import EXAMPLE_KEY, SHAPES_KEY, problem_response
 
 __all__ = ["install"]
 
@@ -49,8 +50,13 @@ def _document(app: FastAPI) -> dict[str, Any]:
                 _complete(path, operation, guarded=(path, method) in permitted)
     shapes: dict[str, Any] = {}
     _collect(document["paths"], shapes)
+    for name, schema in document.get("components", {}).get("schemas", {}).items():
+        # An enumeration that is a parameter's and a shape's too is described by both.
+        if set(shapes.setdefault(name, schema).get("enum", ())) != set(schema.get("enum", ())):
+            raise AssertionError(f"two shapes have the name {name!r}")
+    used = _referred(document["paths"], shapes)
     document["components"] = {
-        "schemas": dict(sorted(shapes.items())),
+        "schemas": {name: shapes[name] for name in sorted(used)},
         "securitySchemes": _SECURITY,
     }
     return document
@@ -97,7 +103,8 @@ def _complete(path: str, operation: dict[str, Any], *, guarded: bool) -> None:
 
 
 def _collect(node: Any, shapes: dict[str, Any]) -> None:
-    """Take the definitions out of the places that brought them; two of one name have to be one."""
+    """Take the definitions out of the places that brought them; two of one name have to be one. And make
+    examples what they are."""
     if isinstance(node, list):
         for item in node:
             _collect(item, shapes)
@@ -105,5 +112,24 @@ def _collect(node: Any, shapes: dict[str, Any]) -> None:
         for name, schema in node.pop(SHAPES_KEY, {}).items():
             if shapes.setdefault(name, schema) != schema:
                 raise AssertionError(f"two shapes have the name {name!r}")
+        if EXAMPLE_KEY in node:
+            node["example"] = json.loads(node.pop(EXAMPLE_KEY))
         for value in node.values():
             _collect(value, shapes)
+
+
+def _referred(node: Any, shapes: dict[str, Any]) -> set[str]:
+    """The names of the shapes that something refers to, by way of others too."""
+    found: set[str] = set()
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list):
+            waiting += one
+        elif isinstance(one, dict):
+            waiting += one.values()
+            name = str(one.get("$ref", "")).removeprefix("#/components/schemas/")
+            if name in shapes and name not in found:
+                found.add(name)
+                waiting.append(shapes[name])
+    return found

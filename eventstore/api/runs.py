@@ -11,9 +11,13 @@ from starlette.concurrency import run_in_threadpool
 
 from eventstore.api.access import allow
 from eventstore.api.parameters import known_parameters
+from eventstore.api.run_example import ENTRIES_EXAMPLE, RUN_EXAMPLE, RUNS_EXAMPLE
+from eventstore.api.schemas import answers
+from eventstore.api.shapes import Time, Uuid
 from eventstore.errors import InputError
 from eventstore.model.access import Permission
 from eventstore.model.run import RunKind, RunStatus
+from eventstore.query.run_view import EntriesPage, RunSummary
 from eventstore.query.runs import ENTRIES_MAX, RUNS_MAX, list_runs, read_entries, read_run
 
 if TYPE_CHECKING:
@@ -24,7 +28,34 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1/runs", dependencies=[allow(Permission.OPERATE), Depends(known_parameters)])
 
 _ENCODER = msgspec.json.Encoder()
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "No such run"}}
+
+
+_Part = dict[str, Any]
+
+
+class RunShown(msgspec.Struct, forbid_unknown_fields=True):
+    """A run. What is in its parts is written in docs/reference/api.md; wherever something is not known,
+    `{"answer": "unknown", "why": …}` stands in its place."""
+
+    run_id: Uuid
+    kind: RunKind
+    requested_by: str
+    now: Time
+    started_at: Time
+    planned: _Part
+    happened: _Part
+    degraded: _Part
+    outcome: _Part
+    longest_window: _Part
+    entries: _Part
+    not_understood: _Part
+
+
+class RunsPage(msgspec.Struct):
+    """Runs, newest first. `next_cursor` null: there are no more."""
+
+    runs: list[RunSummary]
+    next_cursor: str | None
 
 
 def _json(value: Any) -> Response:
@@ -39,7 +70,9 @@ def _run_id(text: str) -> UUID:
 
 
 @router.get(
-    "", summary="Runs, newest first, a page at a time", responses={404: {"description": "No such tenant"}}
+    "",
+    summary="Runs, newest first, a page at a time",
+    responses=answers(RunsPage, 404, example=RUNS_EXAMPLE),
 )
 async def runs(
     request: Request,
@@ -51,8 +84,6 @@ async def runs(
 ) -> Response:
     """A run that has not ended is listed with what it has come to so far."""
     store: Store = request.app.state.store
-    if tenant is not None and "\0" in tenant:
-        raise InputError("tenant: has a NUL, as no tenant's name has")
 
     def read() -> Response:
         found, following = list_runs(
@@ -63,7 +94,11 @@ async def runs(
     return await run_in_threadpool(read)
 
 
-@router.get("/{run_id}", summary="One run: planned, happened, degraded, outcome", responses={**_NOT_FOUND})
+@router.get(
+    "/{run_id}",
+    summary="One run: planned, happened, degraded, outcome",
+    responses=answers(RunShown, 404, example=RUN_EXAMPLE),
+)
 async def one_run(run_id: str, request: Request) -> Response:
     """All of one moment, also while the run goes on. Unknown is `{"answer": "unknown", "why": …}`."""
     store: Store = request.app.state.store
@@ -71,7 +106,11 @@ async def one_run(run_id: str, request: Request) -> Response:
     return await run_in_threadpool(lambda: _json(read_run(store.database, which)))
 
 
-@router.get("/{run_id}/entries", summary="A run's journal in order", responses={**_NOT_FOUND})
+@router.get(
+    "/{run_id}/entries",
+    summary="A run's journal in order",
+    responses=answers(EntriesPage, 404, example=ENTRIES_EXAMPLE),
+)
 async def entries(
     run_id: str,
     request: Request,

@@ -15,12 +15,14 @@ import msgspec
 
 from eventstore.api import problems
 
-__all__ = ["SHAPES_KEY", "Problem", "accepts", "answers", "problem_response", "schema_of"]
+__all__ = ["EXAMPLE_KEY", "SHAPES_KEY", "Problem", "accepts", "answers", "problem_response", "schema_of"]
 
 # Where a response or a body carries the definitions that it refers to, until `api.openapi` collects them.
 SHAPES_KEY = "x-shapes"
 # What other media types hold, and an example where there is one.
 Media = Mapping[str, str | tuple[str, str]]
+# An example as JSON text: FastAPI would take every null out of it.
+EXAMPLE_KEY = "x-example"
 _REFERENCE = "#/components/schemas/{name}"
 
 
@@ -138,16 +140,14 @@ def accepts(
     return {"requestBody": body, SHAPES_KEY: definitions}
 
 
-def _content(
-    shape: Any, example: Any, media: Media | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _content(shape: Any, example: Any, media: Media | None) -> tuple[dict[str, Any], dict[str, Any]]:
     content: dict[str, Any] = {}
     definitions: dict[str, Any] = {}
     if shape is not None:
         schema, definitions = schema_of(shape)
         content["application/json"] = {"schema": schema}
         if example is not None:
-            content["application/json"]["example"] = example
+            content["application/json"][EXAMPLE_KEY] = msgspec.json.encode(example).decode()
     for media_type, told in (media or {}).items():
         said, shown = (told, None) if isinstance(told, str) else told
         content[media_type] = {"schema": {"type": "string", "description": said}}

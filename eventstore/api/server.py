@@ -33,6 +33,7 @@ from eventstore.api import (
     problems,
     records,
     runs,
+    subscriptions,
     tenants,
 )
 from eventstore.api.access import Authentication, Gate
@@ -91,6 +92,7 @@ def create_app(store: Store) -> FastAPI:
         )
         app.state.readiness = Readiness(store)
         app.state.exporting = anyio.CapacityLimiter(export.STEPS_AT_ONCE)
+        app.state.wakes = wakes
         app.state.feeds = FeedHub(FeedReader(store.tiers), wakes)
         try:
             async with app.state.feeds.running():
@@ -130,6 +132,7 @@ def create_app(store: Store) -> FastAPI:
     app.include_router(explain.router)
     app.include_router(keys.router)
     app.include_router(feed.router)
+    app.include_router(subscriptions.router)
     app.include_router(records.router)
     app.include_router(entities.router)
     app.include_router(health.router)
