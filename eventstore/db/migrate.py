@@ -10,7 +10,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from alembic import command
-from eventstore.db import tables_access  # noqa: F401 - its tables belong to the metadata
+from eventstore.db import (  # their tables belong to the metadata
+    tables_access,  # noqa: F401
+    tables_subscriptions,  # noqa: F401
+)
 from eventstore.db.engine import Database
 from eventstore.errors import SchemaVersionError
 

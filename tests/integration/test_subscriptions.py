@@ -1,0 +1,270 @@
+"""Subscriptions: at least once, in order per entity, shared by members that come, go, sleep and die."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from eventstore.errors import ConfirmationError
+from eventstore.governance.policies import apply_change
+from eventstore.model.policy import ArchiveTier, Ending, PolicyOverride
+from eventstore.model.run import RunKind
+from eventstore.retention.compactor import RunOrder
+from tests.integration.apiserver import Served, Tenant, event, is_problem, served_api
+from tests.unit.helpers import DAY_US, START_US, execute
+
+
+@pytest.fixture(scope="module")
+def served(
+    server_url: str, template_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    folder: Path = tmp_path_factory.mktemp("subscriptions")
+    with served_api(server_url, template_database, folder) as api:
+        yield api
+
+
+class Group:
+    """A subscription of a new tenant, seen through the API."""
+
+    def __init__(self, served: Served, **terms: Any) -> None:
+        self.served, self.tenant = served, Tenant(served)
+        self.path = f"{self.tenant.path}/subscriptions"
+        self.made = self.post("", name="sub", **terms)
+        assert self.made.status_code == 201, self.made.text
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.served.client.post(f"{self.path}{path}", json=body)
+
+    def poll(self, member: str = "one", **more: Any) -> dict[str, Any]:
+        response = self.post("/sub/poll", member=member, **more)
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
+        return found
+
+    def ack(self, given: dict[str, Any], member: str = "one", **more: Any) -> httpx.Response:
+        return self.post("/sub/ack", member=member, receipt=given["receipt"], **more)
+
+    def show(self) -> dict[str, Any]:
+        response = self.served.client.get(f"{self.path}/sub")
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
+        return found
+
+    def sql(self, statement: str) -> None:
+        execute(self.served.store.database.url, statement + f" WHERE tenant_id = '{self.tenant.name}'")
+
+    def lose(self, member: str) -> None:
+        """Its lease runs out, and it was not seen for as long."""
+        past = "clock_timestamp() - interval '1 hour'"
+        for table, column in (("slots", "leased_until"), ("members", "seen_at")):
+            lost = f"CASE member WHEN '{member}' THEN {past} ELSE {column} END"
+            self.sql(f"UPDATE subscription_{table} SET {column} = {lost}")
+
+
+def seqs(given: dict[str, Any]) -> list[int]:
+    return [e["seq"] for e in given["events"]]
+
+
+def entities(given: dict[str, Any]) -> set[str]:
+    return {e["entity_id"] for e in given["events"]}
+
+
+def test_what_is_not_acknowledged_comes_again(served: Served) -> None:
+    group = Group(served)
+    group.tenant.append(*(event(entity_id=str(n)) for n in range(5)))
+    first = group.poll(limit=2)
+    assert seqs(first) == [1, 2]
+    assert first["events"][0] == group.tenant.found("events/1")["event"]
+    assert seqs(group.poll(limit=3)) == [1, 2, 3]
+    assert group.ack(first).json() == {"cursors": {"0": 2}, "lost": []}
+    rest = group.poll()
+    assert seqs(rest) == [3, 4, 5]
+    assert group.ack(rest, through=4).json()["cursors"] == {"0": 4}
+    assert seqs(group.poll()) == [5]
+    assert group.ack(group.poll()).status_code == 200
+    assert group.poll()["events"] == []
+    assert group.show()["cursor"] == 5
+    assert group.show()["behind"] == 0
+
+
+def test_from_the_archive_through_hot(served: Served) -> None:
+    group = Group(served)
+    group.tenant.fill()
+    found: list[int] = []
+    while (given := group.poll(limit=3))["events"]:
+        found += seqs(given)
+        assert group.ack(given).status_code == 200
+    assert found == list(range(1, 17))
+
+
+def test_a_filter_and_a_start(served: Served) -> None:
+    group = Group(served, actor="ann", after=None)
+    group.tenant.append(event(actor="bob"), event(actor="ann"), event(actor="bob"))
+    assert seqs(group.poll()) == [2]
+    late = group.post("", name="late", after=2)
+    assert late.status_code == 201
+    assert seqs(group.served.client.post(f"{group.path}/late/poll", json={"member": "m"}).json()) == [3]
+    # What is not wanted is not looked at again.
+    assert group.ack(group.poll()).status_code == 200
+    group.tenant.append(*(event(actor="bob") for _ in range(5)))
+    assert group.poll()["events"] == []
+    assert group.show()["cursor"] == 8
+
+
+def test_members_share_the_slots_and_entities_stay_with_one(served: Served) -> None:
+    group = Group(served, slots=8)
+    group.tenant.append(*(event(entity_id=f"e{n % 40}", action=str(n)) for n in range(400)))
+    names = ["a", "b", "c"]
+    for _ in range(3):  # the first takes all; then each gives back what is more than its share
+        for name in names:
+            given = group.poll(name, limit=1)
+            assert group.ack(given, name).status_code == 200 or not given["slots"]
+    given = {name: group.poll(name, limit=1000) for name in names}
+    assert sorted(len(given[name]["slots"]) for name in names) == [2, 3, 3]
+    everything = [seq for name in names for seq in seqs(given[name])]
+    assert len(everything) == len(set(everything)), "two members were given one event"
+    for one in names:
+        assert seqs(given[one]) == sorted(seqs(given[one]))
+        for other in names:
+            assert one == other or not entities(given[one]) & entities(given[other])
+
+
+def test_who_sleeps_over_its_lease_can_undo_nothing(served: Served) -> None:
+    group = Group(served, slots=4)
+    group.tenant.append(*(event(entity_id=f"e{n}") for n in range(20)))
+    slow = group.poll("slow")
+    assert len(slow["slots"]) == 4
+    assert group.poll("quick")["slots"] == []
+    group.lose("slow")
+    again = group.poll("quick")
+    assert seqs(again) == seqs(slow) == list(range(1, 21))
+    is_problem(group.ack(slow, "slow"), 409, type="urn:eventstore:lease-lost")
+    assert group.show()["cursor"] == 0
+    assert group.ack(again, "quick").json()["lost"] == []
+    assert group.show()["behind"] == 0
+
+
+def test_slots_with_unacknowledged_events_are_not_given_back(served: Served) -> None:
+    group = Group(served, slots=4)
+    group.tenant.append(*(event(entity_id=f"e{n}") for n in range(40)))
+    first = group.poll("one")
+    assert group.poll("two")["slots"] == []
+    assert sorted(group.poll("one")["slots"]) == [0, 1, 2, 3]
+    group.ack(first, "one")
+    assert len(group.poll("one")["slots"]) == 2
+    assert len(group.poll("two")["slots"]) == 2
+    assert group.post("/sub/leave", member="one").json() == {"slots": 2}
+    assert sorted(group.poll("two")["slots"]) == [0, 1, 2, 3]
+    assert group.post("/sub/heartbeat", member="two").json() == {"slots": 4}
+
+
+def test_a_poll_waits_for_the_next_commit(served: Served) -> None:
+    group = Group(served)
+    found: list[dict[str, Any]] = []
+    waiting = threading.Thread(target=lambda: found.append(group.poll(wait=30)))
+    waiting.start()
+    group.tenant.append(event())
+    waiting.join(25)
+    assert [seqs(given) for given in found] == [[1]]
+
+
+def test_destroyed_events_are_told_and_sought_over(served: Served) -> None:
+    group = Group(served)
+    group.tenant.fill()
+    store = served.store
+    name, now_us = group.tenant.name, START_US + 3 * DAY_US
+    change: dict[str, Any] = {"actor": "ann", "reason": "a test", "now_us": now_us, "grace_us": 0}
+    change["known_targets"] = store.targets.names
+    expiring = PolicyOverride(tiers=(ArchiveTier("archive", DAY_US),), ending=Ending.EXPIRE)
+    with pytest.raises(ConfirmationError) as asked:
+        apply_change(store.database, name, expiring, **change)
+    apply_change(store.database, name, expiring, **change, confirm=asked.value.events)
+    compactor = store.compactor
+    report = compactor.run(compactor.tenants(name), now_us, order=RunOrder(RunKind.EXPIRY, "test"))
+    gone = 4 * report.outcomes[0].windows
+    assert gone
+    problem = is_problem(group.post("/sub/poll", member="one"), 410, type="urn:eventstore:feed-reset")
+    assert problem["oldest_seq"] == gone + 1
+    assert group.post("/sub/seek", after=problem["since"]).json()["cursor"] == gone
+    held = group.poll()
+    assert seqs(held)[0] == gone + 1
+    assert group.post("/sub/seek", after=None).json()["behind"] == 0
+    is_problem(group.ack(held), 409)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("", {"name": "Bad Name"}, 400),
+        ("", {"name": "x", "slots": 0}, 400),
+        ("", {"name": "x", "slots": 65}, 400),
+        ("", {"name": "x", "after": 99}, 400),
+        ("", {"name": "x", "nothing": 1}, 400),
+        ("", {"name": "sub", "slots": 2}, 409),
+        ("/sub/poll", {"member": "a b"}, 400),
+        ("/sub/poll", {"member": "a", "limit": 0}, 400),
+        ("/sub/ack", {"member": "a", "receipt": "x"}, 400),
+        ("/sub/ack", {"member": "a", "receipt": "W1swLDEsOTk5OTk5XV0"}, 409),
+        ("/sub/seek", {"after": 99}, 400),
+        ("/none/poll", {"member": "a"}, 404),
+        ("/none/ack", {"member": "a", "receipt": "W10"}, 404),
+        ("/none/seek", {"after": 0}, 404),
+        ("/none/leave", {"member": "a"}, 404),
+    ],
+)
+def test_wrong_requests(served: Served, path: str, body: dict[str, Any], status: int) -> None:
+    group = Group(served)
+    is_problem(group.post(path, **body), status)
+    assert [s["name"] for s in served.client.get(group.path).json()["subscriptions"]] == ["sub"]
+
+
+def test_made_twice_and_forgotten(served: Served) -> None:
+    group = Group(served)
+    group.tenant.append(event())
+    assert group.ack(group.poll()).status_code == 200
+    assert group.post("", name="sub").json()["cursor"] == 1
+    assert served.client.delete(f"{group.path}/sub").status_code == 204
+    is_problem(served.client.delete(f"{group.path}/sub"), 404, type="urn:eventstore:subscription-not-found")
+
+
+def test_members_that_die_and_come_back(served: Served) -> None:
+    """Members at random poll, acknowledge, acknowledge in part, sleep over their lease or die, while events
+    come: in the end everything was done at least once, and of each entity in order."""
+    group = Group(served, slots=5)
+    choose = random.Random(7)
+    done: dict[str, list[int]] = defaultdict(list)
+    written = 0
+    for turn in range(120):
+        if turn < 60:
+            group.tenant.append(*(event(entity_id=f"e{choose.randrange(12)}") for _ in range(4)))
+            written += 4
+        member = choose.choice(["a", "b", "c"])
+        given = group.poll(member, limit=choose.choice([1, 5, 50]))
+        act = choose.random() if turn < 90 else 1.0
+        if act < 0.2:
+            group.lose(member)
+            continue
+        if not given["events"]:
+            continue
+        upto = choose.randrange(len(given["events"])) if act < 0.4 else len(given["events"]) - 1
+        through = given["events"][upto]["seq"]
+        answer = group.ack(given, member, through=through)
+        assert answer.status_code == 200
+        for e in given["events"][: upto + 1]:
+            done[e["entity_id"]].append(e["seq"])
+    for member in ("a", "b", "c", "d"):
+        group.lose(member)
+    while (given := group.poll("d"))["events"]:
+        assert group.ack(given, "d").status_code == 200
+        for e in given["events"]:
+            done[e["entity_id"]].append(e["seq"])
+    assert sorted({seq for found in done.values() for seq in found}) == list(range(1, written + 1))
+    for found in done.values():
+        assert found == sorted(found), "an entity's events were acknowledged out of order"
