@@ -28,6 +28,7 @@ _BENCHMARKS = {
     "tenants": "tests.bench.many_tenants",
     "retention": "tests.bench.during_retention",
     "fleet": "tests.bench.fleet",
+    "feed": "tests.bench.feed",
     "rls": "tests.bench.rls",
 }
 

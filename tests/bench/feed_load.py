@@ -101,7 +101,8 @@ class _Sink(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         plan = self._load.plan
         path = f"/v1/tenants/{plan.tenant}/feed?since={plan.since}"
-        transport.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n".encode())
+        head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n"
+        transport.write(head.encode())
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()

@@ -78,7 +78,13 @@ class Consumer:
     """One connection to a feed, over a plain socket. Use as a context manager, or `kill` it."""
 
     def __init__(
-        self, port: int, path: str, *, last_event_id: int | None = None, receive_bytes: int | None = None
+        self,
+        port: int,
+        path: str,
+        *,
+        last_event_id: int | None = None,
+        receive_bytes: int | None = None,
+        bearer: str | None = None,
     ) -> None:
         self.last_id = last_event_id
         self._socket = socket.socket()
@@ -86,8 +92,9 @@ class Consumer:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self._socket.settimeout(TIMEOUT_S)
         self._socket.connect(("127.0.0.1", port))
+        key = "" if bearer is None else f"Authorization: Bearer {bearer}\r\n"
         resumed = "" if last_event_id is None else f"Last-Event-ID: {last_event_id}\r\n"
-        head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n{resumed}\r\n"
+        head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n{key}{resumed}\r\n"
         self._socket.sendall(head.encode())
         self._raw, self._text = bytearray(), bytearray()
         self._chunked_over = False

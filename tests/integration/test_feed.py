@@ -33,8 +33,10 @@ from eventstore.app import Store, open_store
 from eventstore.clock import FixedClock
 from eventstore.errors import TargetUnavailableError
 from eventstore.governance.holds import place_hold
+from eventstore.governance.keys import create_key, revoke_key
 from eventstore.governance.tenants import create_tenant
 from eventstore.hot.wake import Wakes
+from eventstore.model.access import Role
 from eventstore.model.hold import HoldScope
 from eventstore.model.policy import ArchiveTier, Ending, Policy
 from eventstore.model.query import EventFilter
@@ -76,7 +78,6 @@ def served(
         archive_url=(folder / "archive").as_uri(),
         targets={tier: (folder / tier).as_uri() for tier in ("near", "deep")},
         feed_keepalive="0.2s",
-        feed_stall="1s",
     )
     with open_store(settings, clock=FixedClock(START_US)) as store:
         impatient = Compactor(store.database, store.targets, store.key, retry_pauses_s=())
@@ -489,6 +490,18 @@ def test_long_polls(served: Served, clock: FixedClock) -> None:
     assert poll(served, tenant, wait=61).status_code == 400
 
 
+def test_a_revoked_keys_feed_ends(served: Served, clock: FixedClock) -> None:
+    tenant = tenant_of(served)
+    database = served.store.database
+    now_us = database.now_us()
+    key, text = create_key(database, role=Role.READER, tenant_id=tenant, by="lea", now_us=now_us)
+    with Consumer(served.port, served.path(tenant), bearer=text) as consumer:
+        next(consumer.messages())
+        revoke_key(database, key.key_id, by="lea", now_us=now_us)
+        (message,) = consumer.events()
+        assert (message.event, message.json["status"]) == ("error", 401)
+
+
 # --- slow consumers -------------------------------------------------------------------------------------
 
 
@@ -512,6 +525,8 @@ def test_a_consumer_that_takes_nothing_is_not_read_ahead_for_and_resumes(
     monkeypatch.setattr(Tiers, "hot", counted)
     closed = threading.Event()
     monkeypatch.setattr(feed._log, "warning", lambda *_: closed.set())
+    impatient = served.store.settings.model_copy(update={"feed_stall": "0.5s"})
+    monkeypatch.setattr(served.app.state, "store", replace(served.store, settings=impatient))
     with Consumer(served.port, served.path(tenant), receive_bytes=4096) as consumer:
         assert closed.wait(TIMEOUT_S)  # it takes nothing in, and waits to be disconnected
         # What is on the way at the most: the first step of 256, one of 4 MB, and what the sockets hold.
