@@ -161,7 +161,7 @@ class TenantConnections:
         check_tenant_id(tenant_id)
         if self._key is None:
             with self._lock:
-                self._key = self._read_key()
+                self._key = self._key or self._read_key()
         proof = hashlib.sha256(self._key + tenant_id.encode()).digest()
         return f"{tenant_id}:{hashlib.sha256(self._key + proof).hexdigest()}"
 
