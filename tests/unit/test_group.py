@@ -179,3 +179,36 @@ def test_settle_gives_each_future_its_outcome() -> None:
     settle(lambda: [StateError("no"), outcome], futures)
     assert isinstance(futures[0].exception(0), StateError)
     assert futures[1].result(0) is outcome
+
+
+def test_a_flush_waits_for_what_came_before_and_for_nothing_else(
+    appender: HeldAppender, committer: GroupCommitter
+) -> None:
+    assert committer.flush("a").result(WAIT_S) == 0
+    under_way = committer.submit("a", request(3))
+    appender.wait_for_call()
+    waiting = committer.submit("a", request(2))
+    flushed = committer.flush("a")
+    assert committer.flush("b").result(WAIT_S) == 0  # another tenant's queue is empty
+    assert not flushed.done()
+    appender.go.release()
+    appender.wait_for_call()
+    assert under_way.done()
+    assert not flushed.done()
+    appender.go.release()
+    assert flushed.result(WAIT_S) == 5
+    assert waiting.done()
+
+
+def test_a_flush_has_the_error_of_the_commit_that_it_waited_for(
+    appender: HeldAppender, committer: GroupCommitter
+) -> None:
+    committer.submit("a", request())
+    appender.wait_for_call()
+    flushed = committer.flush("a")
+    appender.go.release()
+    appender.wait_for_call()
+    appender.error = BusyError("no connection")
+    appender.go.release()
+    with pytest.raises(BusyError):
+        flushed.result(WAIT_S)
