@@ -632,6 +632,7 @@ class Issuer:
         self.asked: list[str] = []
         self.status = 200
         self.said_issuer: str | None = None
+        self.said_keys: str | None = None
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -663,7 +664,8 @@ class Issuer:
 
     def answer(self, path: str) -> dict[str, Any]:
         if path != "/keys":
-            return {"issuer": self.said_issuer or self.url, "jwks_uri": f"{self.url}/keys"}
+            keys = self.said_keys or f"{self.url}/keys"
+            return {"issuer": self.said_issuer or self.url, "jwks_uri": keys}
         published = []
         for kid, (key, alg) in self.keys.items():
             algorithm = jwt.get_algorithm_by_name(alg)
@@ -837,14 +839,14 @@ def test_keys_that_cannot_be_had(issuer: Issuer, trouble: str, monkeypatch: pyte
     elif trouble == "another issuer":
         issuer.said_issuer = "https://evil.example"
     else:
-        unsafe = {"issuer": issuer.url, "jwks_uri": "http://evil.example/keys"}
-        monkeypatch.setattr(issuer, "answer", lambda path: unsafe)
+        # The same server, by an address that is not this machine's own.
+        issuer.said_keys = f"{issuer.url}/keys".replace(HERE, "0.0.0.0")
     with pytest.raises(RetryError):
         verifier.principal_of(token)
     if trouble in ("gone", "an error"):
         return
     monkeypatch.undo()
-    issuer.said_issuer = None
+    issuer.said_issuer = issuer.said_keys = None
     assert verifier.principal_of(token).tenant == "acme"
 
 
