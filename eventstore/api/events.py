@@ -32,7 +32,7 @@ from eventstore.errors import InputError
 from eventstore.model.access import Permission
 from eventstore.model.query import PAGE_LIMIT_MAX, EventFilter, Order, decode_cursor, encode_cursor
 from eventstore.query.reader import Page
-from eventstore.query.render import event_views
+from eventstore.query.render import event_views, json_array
 from eventstore.query.stats import log_stats
 
 __all__ = ["router"]
@@ -268,7 +268,7 @@ async def _page(
             read.covers(page.coverage, events=page.events.num_rows)
             return _json(
                 {
-                    "events": list(event_views(page.events)),
+                    "events": json_array(page.events),
                     "next_cursor": None if page.next_after is None else encode_cursor(page.next_after),
                     "covered": page.coverage.as_json(),
                 }

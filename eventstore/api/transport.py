@@ -44,5 +44,11 @@ def add_cors(app: FastAPI, origins: Sequence[str]) -> None:
             "If-None-Match",
             "Last-Event-ID",
         ),
-        expose_headers=("ETag", "Retry-After"),
+        expose_headers=(
+            "Content-Disposition",
+            "ETag",
+            "Eventstore-Next-Since",
+            "Eventstore-Through-Seq",
+            "Retry-After",
+        ),
     )

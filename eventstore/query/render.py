@@ -28,6 +28,7 @@ __all__ = [
     "csv_lines",
     "event_views",
     "format_uuid",
+    "json_array",
     "json_lines",
     "small_batches",
     "to_json_lines",
@@ -108,7 +109,13 @@ def json_lines(events: pa.Table) -> Iterator[bytes]:
     return map(_json_lines, small_batches(events))
 
 
-def _json_lines(events: pa.RecordBatch) -> bytes:
+def json_array(events: pa.Table) -> msgspec.Raw:
+    """The events as a JSON array, to stand in an answer."""
+    found = b"".join(_json_lines(batch, b"},") for batch in small_batches(events))
+    return msgspec.Raw(b"[" + found[:-1] + b"]")
+
+
+def _json_lines(events: pa.RecordBatch, ending: bytes = b"}\n") -> bytes:
     rows = events.num_rows
     between = fixed_text(
         b',"event_id":"',
@@ -133,7 +140,9 @@ def _json_lines(events: pa.RecordBatch) -> bytes:
         else:
             parts += [f'{label}"', json_string(column)]
             before = '"'
-    end = fixed_text(f'{before},"hash":"'.encode(), hash_text(events.column("hash")), b'"}\n', rows=rows)
+    end = fixed_text(
+        f'{before},"hash":"'.encode(), hash_text(events.column("hash")), b'"' + ending, rows=rows
+    )
     _, octets = text_parts(pc.binary_join_element_wise(*parts, end, ""))
     return octets.tobytes()
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from eventstore.clock import to_iso
 from eventstore.columns.text import formula_safe, json_string, time_text
 from eventstore.model.event import TEXT_FIELDS, Event
-from eventstore.query.render import csv_header, csv_lines, event_views, to_json_lines
+from eventstore.query.render import csv_header, csv_lines, event_views, json_array, to_json_lines
 from tests.property.strategies import FIRST_US, LAST_US, events, examples, texts, times
 from tests.unit.helpers import as_batch
 
@@ -110,7 +110,9 @@ def test_times_are_shown_as_one_by_one(given_us: list[int]) -> None:
 @given(st.lists(events, max_size=8), st.integers(0, 3))
 def test_json_lines_are_those_of_the_views(found: list[Event], start: int) -> None:
     table = pa.Table.from_batches([as_batch(found), as_batch(found[::-1])]).slice(start)
-    assert to_json_lines(table) == msgspec.json.Encoder().encode_lines(list(event_views(table)))
+    views = list(event_views(table))
+    assert to_json_lines(table) == msgspec.json.Encoder().encode_lines(views)
+    assert json_array(table) == msgspec.Raw(msgspec.json.encode(views))
 
 
 @examples(60)
