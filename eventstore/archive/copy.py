@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 
-from eventstore.archive.target import ArchiveTarget
+from eventstore.archive.target import ArchiveTarget, keep_object
 from eventstore.archive.verify import verify_copy
 from eventstore.errors import ArchiveDamageError
 from eventstore.model.segment import Segment, VerifiedSegment
@@ -57,4 +57,7 @@ def copy_segment(
         created = target.put(key, staged, retain_until_us=retain_until_us)
     finally:
         staged.unlink(missing_ok=True)
-    return Copied(verify_copy(target, segment, target_name=to, key=key, created=created), created)
+    verified = verify_copy(target, segment, target_name=to, key=key, created=created)
+    if not created:
+        keep_object(target, key, retain_until_us)
+    return Copied(verified, created)

@@ -105,13 +105,39 @@ class S3Target(FsspecTarget):
         # Content-MD5: the server refuses what was damaged on the way, and S3 demands it for locked objects.
         md5 = hashlib.md5(data, usedforsecurity=False).digest()
         extra: dict[str, Any] = {"ContentMD5": base64.b64encode(md5).decode()}
-        # An end that has passed locks nothing, and the server refuses it.
-        ahead = retain_until_us is not None and retain_until_us > time.time_ns() // 1000
-        if self.object_lock is not None and retain_until_us is not None and ahead:
+        until = self._lock_end(retain_until_us)
+        if self.object_lock is not None and until is not None:
             extra["ObjectLockMode"] = self.object_lock.upper()
-            extra["ObjectLockRetainUntilDate"] = datetime.fromtimestamp(-(-retain_until_us // 10**6), UTC)
+            extra["ObjectLockRetainUntilDate"] = until
         # Below twice the chunk size it is a single PUT.
         self._call("pipe_file", path, data, chunksize=OBJECT_BYTES_MAX, mode="create", **extra)
+
+    def _lock_end(self, retain_until_us: int | None) -> datetime | None:
+        """Until when an object is to be locked; None: it is not."""
+        # An end that has passed locks nothing, and the server refuses it.
+        if self.object_lock is None or retain_until_us is None or retain_until_us <= time.time_ns() // 1000:
+            return None
+        return datetime.fromtimestamp(-(-retain_until_us // 10**6), UTC)
+
+    def keep(self, key: str, retain_until_us: int | None) -> None:
+        """Lock an object that is there until a time, at the least: a lock that lasts longer stays.
+
+        Raises:
+            TargetUnavailableError: it did not answer, or may not.
+        """
+        until = self._lock_end(retain_until_us)
+        if until is None:
+            return
+
+        def extend() -> None:
+            found = self._s3("head_object", Key=self._key(key))
+            locked: datetime | None = found.get("ObjectLockRetainUntilDate")
+            if locked is None or locked < until:  # never sooner
+                mode = found.get("ObjectLockMode") or str(self.object_lock).upper()
+                retention = {"Mode": mode, "RetainUntilDate": until}
+                self._s3("put_object_retention", Key=self._key(key), Retention=retention)
+
+        self._run(f"lock {key} until {until:%Y-%m-%d}", extend)
 
     def _info(self, key: str) -> ObjectInfo:
         try:

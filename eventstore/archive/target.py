@@ -14,7 +14,7 @@ from typing import Protocol
 
 from eventstore.errors import TargetUnavailableError
 
-__all__ = ["ArchiveTarget", "ObjectInfo", "put_bytes"]
+__all__ = ["ArchiveTarget", "ObjectInfo", "keep_object", "put_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class ArchiveTarget(Protocol):
 
     A target may have more: `pushback`, a count that only rises, of the answers that asked for less;
     `on_retry(attempt, reason, backoff_s)`, an attribute that is called before each wait; `check_settings()`,
-    called once when it is opened; `close()`. Who uses them asks first whether they are there.
+    called once when it is opened; `keep(key, retain_until_us)`, which locks an object that is there as `put`
+    would have; `close()`. Who uses them asks first whether they are there.
     """
 
     def stage(self, key: str) -> Path:
@@ -111,3 +112,14 @@ def put_bytes(target: ArchiveTarget, key: str, data: bytes) -> bool:
             f"{target.describe()}: cannot stage {key}: {e.strerror}", hint="make room there"
         ) from e
     return target.put(key, staged)
+
+
+def keep_object(target: ArchiveTarget, key: str, retain_until_us: int | None) -> None:
+    """An object that was there already, and is taken for one's own, is kept as long as one that is put now.
+
+    Raises:
+        TargetUnavailableError: the target did not answer, or may not lock it.
+    """
+    keep = getattr(target, "keep", None)
+    if keep is not None:
+        keep(key, retain_until_us)

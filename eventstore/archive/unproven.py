@@ -12,7 +12,7 @@ from io import BufferedIOBase
 from pathlib import Path
 
 from eventstore.archive.probe import prove_create_only
-from eventstore.archive.target import ArchiveTarget, ObjectInfo
+from eventstore.archive.target import ArchiveTarget, ObjectInfo, keep_object
 from eventstore.errors import TargetUnavailableError
 
 __all__ = ["UnprovenTarget"]
@@ -94,6 +94,9 @@ class UnprovenTarget:
     def on_retry(self, callback: Callable[[int, str, float], None] | None) -> None:
         if hasattr(self.inner, "on_retry"):
             self.inner.on_retry = callback
+
+    def keep(self, key: str, retain_until_us: int | None) -> None:
+        keep_object(self.inner, key, retain_until_us)
 
     def close(self) -> None:
         close = getattr(self.inner, "close", None)

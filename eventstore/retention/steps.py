@@ -22,7 +22,7 @@ import pyarrow as pa
 from eventstore.archive.copy import copy_segment
 from eventstore.archive.layout import segment_key
 from eventstore.archive.parquet import RowGroup, SegmentWriter, cut_row_groups, segment_is_full
-from eventstore.archive.target import ArchiveTarget
+from eventstore.archive.target import ArchiveTarget, keep_object
 from eventstore.archive.verify import WrittenFile, verify_segment
 from eventstore.catalog.windows import cut_over, move_segments
 from eventstore.columns.canonical import canonical_column, chain_column, fixed_bytes, int64_values
@@ -111,6 +111,8 @@ def archive_window(
                     f"a different object lies under {key}: {e.message}",
                     hint="nothing was overwritten or dropped; find out whose it is, and move it away",
                 ) from e
+            if not created:
+                keep_object(target, key, retain_until_us)
             verified.append(segment)
             on_file(Stored(segment, created))
         check.finish()

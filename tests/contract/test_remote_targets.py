@@ -11,7 +11,7 @@ import pytest
 from eventstore.archive.registry import open_target
 from eventstore.archive.remote import FsspecTarget
 from eventstore.archive.s3 import S3Target
-from eventstore.archive.target import ArchiveTarget
+from eventstore.archive.target import ArchiveTarget, keep_object
 from eventstore.errors import ArchiveDamageError, SetupError, StateError, TargetUnavailableError
 from eventstore.testing.faulty import FaultyTarget
 from eventstore.testing.target_contract import TargetContract
@@ -146,6 +146,22 @@ def test_a_locked_object_cannot_be_deleted_before_its_tiers_end(locking: S3Targe
         locking.delete(KEY)
     assert not isinstance(caught.value, TargetUnavailableError)
     assert load(locking, KEY) == b"locked"
+
+
+def test_an_object_that_was_there_is_locked_until_the_tiers_end_and_never_sooner(locking: S3Target) -> None:
+    def locked_until() -> str:
+        found = locking._s3("head_object", Key=locking._key(KEY)).get("ObjectLockRetainUntilDate")
+        return "" if found is None else f"{found:%Y-%m-%d}"
+
+    store(locking, KEY, b"left unlocked")
+    for until_us, expected in (
+        (4_102_444_800_000_000, "2100-01-01"),
+        (4_133_980_800_000_000, "2101-01-01"),
+        (4_102_444_800_000_000, "2101-01-01"),
+        (None, "2101-01-01"),
+    ):
+        keep_object(locking, KEY, until_us)
+        assert locked_until() == expected
 
 
 def test_without_a_time_nothing_is_locked_and_deleting_leaves_no_version(locking: S3Target) -> None:
