@@ -17,6 +17,7 @@ from eventstore.errors import ArchiveDamageError, SetupError, TargetUnavailableE
 
 __all__ = ["FileTarget"]
 
+_DURABLE_MAX = 10_000
 # Staged files lie beside their final place, so that publishing one is a link within the same folder.
 _STAGE_PREFIX = ".staged-"
 
@@ -28,6 +29,8 @@ class FileTarget:
         self.root = root
         self._prefix = f"{root}/"
         self._identity: tuple[int, int] | None = None  # the folder's device and inode, once it was used
+        # Folders below it whose names this process has synced: no need to, ever again. Shared by all threads.
+        self._durable: set[Path] = set()
 
     @classmethod
     def from_url(cls, url: str) -> FileTarget:
@@ -46,7 +49,7 @@ class FileTarget:
         folder = self._path(key).parent
         try:
             self._see_root()
-            _make_folders(folder)
+            self._durable.update(_make_folders(folder))
             prefix = f"{_STAGE_PREFIX}{key.rpartition('/')[2]}."
             _sweep(folder, prefix)
             handle, name = tempfile.mkstemp(prefix=prefix, dir=folder)
@@ -69,14 +72,21 @@ class FileTarget:
                 created = False
             os.unlink(staged)
             # Dying before this line may lose the name in a power cut; the caller has not been told yet.
-            # The folders above too: a killed run may have made one and not come to syncing its name.
-            for folder in (path.parent, *path.parent.parents):
-                _sync_folder(folder)
-                if folder == self.root:
-                    break
+            _sync_folder(path.parent)
+            self._sync_names(path.parent)
         except OSError as e:
             raise TargetUnavailableError(f"cannot store {path}: {e}", hint=_HINT) from e
         return created
+
+    def _sync_names(self, folder: Path) -> None:
+        """The folders above too: a killed run may have made one and not come to syncing its name."""
+        if len(self._durable) > _DURABLE_MAX:
+            self._durable.clear()
+        while folder != self.root:
+            if folder not in self._durable:
+                _sync_folder(folder.parent)
+                self._durable.add(folder)
+            folder = folder.parent
 
     def open(self, key: str) -> BufferedIOBase:
         with self._reading(key):
@@ -156,8 +166,8 @@ def _info(key: str, found: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, found.st_size, version)
 
 
-def _make_folders(folder: Path) -> None:
-    """Make a folder and sync each name on the way, so that none is lost in a power cut."""
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and sync each name on the way, so that none is lost in a power cut; those it made."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
@@ -165,6 +175,7 @@ def _make_folders(folder: Path) -> None:
     for made in reversed(missing):
         made.mkdir(exist_ok=True)
         _sync_folder(made.parent)
+    return missing
 
 
 def _sync_folder(folder: Path) -> None:

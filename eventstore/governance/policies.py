@@ -7,7 +7,7 @@ version of the same scope withdraws it: it never comes into force (`model.policy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import sqlalchemy as sa
@@ -48,6 +48,7 @@ __all__ = [
     "add_version",
     "apply_change",
     "bring_units_into_force",
+    "policies_at",
     "policies_of_all",
     "policy_of",
     "policy_versions",
@@ -81,10 +82,20 @@ def policy_of(conn: sa.Connection, tenant_id: str, at_us: int) -> PolicyInForce:
 
 def policies_of_all(conn: sa.Connection, at_us: int) -> dict[str, PolicyInForce]:
     """What is in force for each tenant at a time, in two queries however many there are."""
+    return policies_at(conn, at_us)[0]
+
+
+def policies_at(conn: sa.Connection, *times_us: int) -> list[dict[str, PolicyInForce]]:
+    """What is in force for each tenant at each of some times, in two queries."""
     defaults, own = _all_versions(conn)
-    shared = policy_in_force(defaults, (), at_us)
-    names = conn.execute(sa.select(tenants.c.tenant_id).order_by(tenants.c.tenant_id)).scalars()
-    return {name: policy_in_force(defaults, own[name], at_us) if name in own else shared for name in names}
+    names = list(conn.execute(sa.select(tenants.c.tenant_id).order_by(tenants.c.tenant_id)).scalars())
+    found = []
+    for at_us in times_us:
+        shared = policy_in_force(defaults, (), at_us)
+        found.append(
+            {name: policy_in_force(defaults, own[name], at_us) if name in own else shared for name in names}
+        )
+    return found
 
 
 def _all_versions(conn: sa.Connection) -> tuple[list[PolicyVersion], dict[str, list[PolicyVersion]]]:
@@ -291,7 +302,7 @@ def apply_change(
             confirmed_events=confirm if explained.destroys_sooner else None,
         )
         if version.effective_us <= now_us:
-            bring_units_into_force(conn, now_us)
+            bring_units_into_force(conn, policies_of_all(conn, now_us))
     return version
 
 
@@ -347,10 +358,10 @@ def add_version(
     )
 
 
-def bring_units_into_force(conn: sa.Connection, at_us: int) -> list[str]:
-    """Align the next windows of every tenant to the unit of its policy at a time, which should be the
-    present: appends look at nothing else. The tenants for which that is another unit than before."""
-    units = {name: found.policy.unit.value for name, found in policies_of_all(conn, at_us).items()}
+def bring_units_into_force(conn: sa.Connection, in_force: Mapping[str, PolicyInForce]) -> list[str]:
+    """Align the next windows of every tenant to the unit of its policy, as it is in force at present: appends
+    look at nothing else. The tenants for which that is another unit than before."""
+    units = {name: found.policy.unit.value for name, found in in_force.items()}
     differing: dict[str, list[str]] = {}
     for row in conn.execute(sa.select(tenants.c.tenant_id, tenants.c.window_unit)):
         wanted = units.get(row.tenant_id, row.window_unit)

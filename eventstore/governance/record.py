@@ -55,6 +55,8 @@ class EntryKind(StrEnum):
     POLICY = "policy"
     HOLD_PLACED = "hold_placed"
     HOLD_RELEASED = "hold_released"
+    SIGNING_KEY_ADDED = "signing_key_added"
+    QUALITY_ACCEPTED = "quality_accepted"
     KEY_CREATED = "key_created"
     KEY_ROTATED = "key_rotated"
     KEY_REVOKED = "key_revoked"

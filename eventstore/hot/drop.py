@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import psycopg
 import sqlalchemy as sa
+from psycopg import sql
 
 from eventstore.catalog.windows import check_cover, list_segments, mark_dropped, read_watermark
 from eventstore.db.engine import Database, Guard
@@ -41,7 +42,7 @@ def drop_window(
     found = [v.segment for v in verified]
     check_cover(record, found)
     assert record.last_seq is not None
-    leaf = sa.schema.Table(record.leaf, sa.MetaData(), schema=SCHEMA)
+    drop = sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(SCHEMA, record.leaf)).as_string()
     try:
         with database.transaction() as conn:
             conn.exec_driver_sql(f"SET LOCAL lock_timeout = {lock_timeout_ms}")
@@ -59,7 +60,7 @@ def drop_window(
                     f"the catalog holds other segments for window {record.window} than were verified",
                     hint="nothing was dropped; run eventstore verify",
                 )
-            conn.execute(sa.schema.DropTable(leaf, if_exists=True))
+            conn.exec_driver_sql(drop)
             mark_dropped(conn, tenant.tenant_id, record)
     except sa.exc.OperationalError as e:
         if isinstance(e.orig, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
+from psycopg import sql
 
 from eventstore.clock import from_us
 from eventstore.db.engine import Database, Guard
@@ -42,17 +43,8 @@ def seal_window(
                 .where(heads.c.tenant_id == tenant.tenant_id)
                 .values(last_recorded_us=record.window.to_us)
             )
-        next_first = conn.execute(
-            sa.select(windows.c.first_seq)
-            .where(
-                windows.c.tenant_id == tenant.tenant_id,
-                windows.c.window_from > from_us(record.window.from_us),
-            )
-            .order_by(windows.c.window_from)
-            .limit(1)
-        ).scalar()
+        next_first, hash_before = _neighbours(conn, tenant.tenant_id, record)
         last_seq = head.last_seq if next_first is None else next_first - 1
-        hash_before = _hash_of(conn, tenant.tenant_id, record.first_seq - 1)
         hash_after = _leaf_end(conn, record, last_seq)
         sealed = WindowRecord(
             record.window,
@@ -89,28 +81,39 @@ def seal_window(
     return sealed
 
 
-def _hash_of(conn: sa.Connection, tenant_id: str, seq: int) -> bytes:
-    """The hash that the event after `seq` chains onto, as the sealed windows say."""
+def _neighbours(conn: sa.Connection, tenant_id: str, record: WindowRecord) -> tuple[int | None, bytes]:
+    """The first seq of the window after this one (None: there is none), and the hash that its own first event
+    chains onto, as the sealed windows say."""
+    seq = record.first_seq - 1
+    following = (
+        sa.select(windows.c.first_seq)
+        .where(windows.c.tenant_id == tenant_id, windows.c.window_from > from_us(record.window.from_us))
+        .order_by(windows.c.window_from)
+        .limit(1)
+    )
+    before = sa.select(windows.c.hash_after).where(
+        windows.c.tenant_id == tenant_id, windows.c.last_seq == seq
+    )
+    next_first, found = conn.execute(sa.select(following.scalar_subquery(), before.scalar_subquery())).one()
     if seq == 0:
-        return chain_start(tenant_id)
-    found = conn.execute(
-        sa.select(windows.c.hash_after).where(windows.c.tenant_id == tenant_id, windows.c.last_seq == seq)
-    ).scalar()
+        return next_first, chain_start(tenant_id)
     if found is None:
         raise CoverageError(
             f"no sealed window of {tenant_id!r} ends at seq {seq}",
             hint="windows are sealed oldest first; run eventstore verify",
         )
-    return bytes(found)
+    return next_first, bytes(found)
 
 
 def _leaf_end(conn: sa.Connection, record: WindowRecord, last_seq: int) -> bytes:
-    leaf = sa.table(record.leaf, sa.column("seq"), sa.column("hash"), schema=SCHEMA)
-    ends = conn.execute(sa.select(sa.func.min(leaf.c.seq), sa.func.max(leaf.c.seq))).one()
-    if tuple(ends) != (record.first_seq, last_seq):
+    # As text: a statement of a table of its own would be compiled anew for each window.
+    query = sql.SQL("SELECT min(seq), max(seq), (SELECT hash FROM {0} WHERE seq = %s) FROM {0}")
+    text = query.format(sql.Identifier(SCHEMA, record.leaf)).as_string()
+    *ends, last_hash = conn.exec_driver_sql(text, (last_seq,)).one()
+    if ends != [record.first_seq, last_seq]:
         raise CoverageError(
             f"partition {SCHEMA}.{record.leaf} holds seq {ends[0]} to {ends[1]}, "
             f"the catalog says {record.first_seq} to {last_seq}",
             hint="nothing was archived or dropped; run eventstore verify",
         )
-    return bytes(conn.execute(sa.select(leaf.c.hash).where(leaf.c.seq == last_seq)).scalar_one())
+    return bytes(last_hash)

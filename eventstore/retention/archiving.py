@@ -6,10 +6,11 @@ import time
 
 import sqlalchemy as sa
 
-from eventstore.clock import from_us
+from eventstore.clock import from_us, to_iso
 from eventstore.db.locks import DROP_LAST_LOCK_TIMEOUT_MS, DROP_LOCK_TIMEOUT_MS
 from eventstore.db.tables import windows
 from eventstore.errors import BusyError, CoverageError, QualityError
+from eventstore.governance.quality import acceptance_of
 from eventstore.model.quality import Profile, QualityAction, QualityFinding, QualityRule
 from eventstore.model.run import (
     QualityIssue,
@@ -41,7 +42,7 @@ def archive(task: TaskContext) -> None:
     if task.record.state in (WindowState.DROPPED, WindowState.EXPIRED):
         return
     target_name = task.record.target or _wanted_target(task)
-    with task.step("seal"):
+    with task.step("seal", at_once=task.record.state is WindowState.OPEN):
         record = task.record = seal_window(
             task.database, task.tenant, task.record, target=target_name, guard=task.guard
         )
@@ -60,8 +61,10 @@ def archive(task: TaskContext) -> None:
             retain_until_us=_retain_until_us(task, record.target),
         )
     archived_rows = sum(v.segment.range.event_count for v in verified)
-    task.tell(ValidationResult(passed=True, segments=len(verified), compared="every value of every event"))
-    task.tell(
+    task.tell_soon(
+        ValidationResult(passed=True, segments=len(verified), compared="every value of every event")
+    )
+    task.tell_soon(
         ReconciliationResult(
             source_count=record.event_count,
             archived_rows=archived_rows,
@@ -69,7 +72,7 @@ def archive(task: TaskContext) -> None:
         )
     )
     profile = None if quality is None else _judge(task, quality)
-    with task.step("cut over"):
+    with task.step("cut over", at_once=True):
         cut_over_window(task.database, record, verified, guard=task.guard, profile=profile)
     with task.step("drop"):
         _drop(task, verified)
@@ -143,10 +146,15 @@ def _judge(task: TaskContext, quality: WindowQuality) -> dict[str, object] | Non
         )
     stopping = [finding for finding in findings if finding.action is QualityAction.STOP]
     if stopping:
-        raise QualityError(
-            f"window {task.window}: {stopping[0].message}",
-            hint="it stays in Postgres; look at its events, then set the rule to warn to let it pass",
-        )
+        with task.database.transaction() as conn:
+            accepted = acceptance_of(conn, task.tenant.tenant_id, task.window)
+        if accepted is None:
+            raise QualityError(
+                f"window {task.window}: {stopping[0].message}",
+                hint="it stays in Postgres; look at its events, then let this window pass: eventstore "
+                f"retention accept {task.tenant.tenant_id} {to_iso(task.window.from_us)[:19]}Z",
+            )
+        task.tell_soon(Warned(message=f"it goes on: accepted by {accepted.actor}, {accepted.reason}"))
     return None if quality.profile is None else quality.profile.to_json()
 
 

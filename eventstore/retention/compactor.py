@@ -6,6 +6,7 @@ Resuming is not a mode: a window that an earlier run left half-way is due, and i
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,10 @@ import sqlalchemy as sa
 from eventstore.archive.targets import Targets
 from eventstore.clock import SystemClock, from_us, to_iso, to_us
 from eventstore.db.engine import Database
-from eventstore.db.tables import windows
+from eventstore.db.tables import certificates, governance, runs, tasks, windows
 from eventstore.errors import EventStoreError, InputError
 from eventstore.governance.certificates import store_copies
-from eventstore.governance.policies import bring_units_into_force
+from eventstore.governance.policies import bring_units_into_force, policies_at
 from eventstore.governance.record import mirror
 from eventstore.governance.signing import SigningKey
 from eventstore.model.run import (
@@ -31,13 +32,16 @@ from eventstore.model.run import (
     RunKind,
     RunReport,
     RunStatus,
+    TaskState,
     Warned,
     WindowCompleted,
 )
 from eventstore.model.tenant import Tenant
+from eventstore.model.window import WindowState
 from eventstore.retention.journal import Journal
 from eventstore.retention.planner import TenantPlan, WindowPlan
 from eventstore.retention.planning import Planning
+from eventstore.retention.quarantined import request_quarantined
 from eventstore.retention.report import report_of, summary_of
 from eventstore.retention.task import Stopped, Workshop
 from eventstore.retention.tasks import Claim, Tasks
@@ -127,10 +131,13 @@ class Compactor:
     ) -> RunReport:
         """Plan a run and work on it until it has ended. An error stops the window it concerns, is recorded,
         and never the other tenants. Other workers may take part."""
-        counter = _Counter(progress)
+        counter, order = _Counter(progress), order or RunOrder()
+        ids = [tenant.tenant_id for tenant in tenants]
+        idle = self._record_idle(tenants, now_us, order)
+        if idle is not None:
+            return report_of(self._database, idle, ids)
         with self.worker(on_done=counter) as first:
-            run_id = self._begin(tenants, now_us, order or RunOrder(), first.holder, counter)
-            ids = [tenant.tenant_id for tenant in tenants]
+            run_id = self._begin(tenants, now_us, order, first.holder, counter)
             with ThreadPoolExecutor(max(1, workers - 1), "worker") as executor:
                 others = [executor.submit(self._work_apart, run_id, ids, counter) for _ in range(workers - 1)]
                 self._work(first, run_id, ids)
@@ -143,10 +150,42 @@ class Compactor:
 
     def start(self, tenants: Sequence[Tenant], now_us: int, *, order: RunOrder) -> uuid.UUID:
         """Plan a run, and leave the work to the workers that there are."""
+        idle = self._record_idle(tenants, now_us, order)
+        if idle is not None:
+            return idle
         with self.worker() as planner:
             run_id = self._begin(tenants, now_us, order, planner.holder, _Counter(None))
         finish_runs(self._shop, self.board)
         return run_id
+
+    def _record_idle(self, tenants: Sequence[Tenant], now_us: int, order: RunOrder) -> uuid.UUID | None:
+        """By far the most runs of a schedule find nothing to do: such a one is found and recorded, whole, in
+        one transaction. None: there is something to do, or to finish, here or left by others."""
+        started, now_us = time.monotonic(), check_now(now_us)
+        with self._database.transaction() as conn:
+            if _anything_open(conn):
+                return None
+            real_us = to_us(conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one())
+            now_us = min(now_us, real_us)
+            found = policies_at(conn, real_us, now_us)
+            bring_units_into_force(conn, found[0])
+            if self.planning.worth_planning_in(conn, tenants, order.kind, now_us, found[1]):
+                return None
+            if order.kind is RunKind.EXPIRY:
+                _unlist(conn, [tenant.tenant_id for tenant in tenants])
+            return Journal.record_whole(
+                conn,
+                kind=order.kind,
+                now_us=now_us,
+                requested_by=order.requested_by,
+                completed=RunCompleted(
+                    status=RunStatus.COMPLETED,
+                    duration_ms=round((time.monotonic() - started) * 1000),
+                    windows=0,
+                    windows_failed=0,
+                    events=0,
+                ),
+            )
 
     def _begin(
         self, tenants: Sequence[Tenant], now_us: int, order: RunOrder, holder: int, counter: _Counter
@@ -157,13 +196,15 @@ class Compactor:
             self._database, kind=order.kind, now_us=now_us, requested_by=order.requested_by, holder=holder
         )
         self._take_over(journal, tenants, order.kind)
-        with self._database.transaction() as conn:
-            bring_units_into_force(conn, real_us)  # by the clock of the appends, whose windows they align
         self._mirror(journal)
-        worth = self.planning.worth_planning(tenants, order.kind, now_us)
-        if order.kind is RunKind.EXPIRY:
-            names = {tenant.tenant_id for tenant in worth}
-            self._unlist([t.tenant_id for t in tenants if t.tenant_id not in names])
+        with self._database.transaction() as conn:
+            # Units by the clock of the appends, whose windows they align.
+            policies, at_run = policies_at(conn, real_us, now_us)
+            bring_units_into_force(conn, policies)
+            worth = self.planning.worth_planning_in(conn, tenants, order.kind, now_us, at_run)
+            if order.kind is RunKind.EXPIRY:
+                names = {tenant.tenant_id for tenant in worth}
+                _unlist(conn, [t.tenant_id for t in tenants if t.tenant_id not in names])
         for tenant in worth:
             try:
                 plan = self.plan(tenant, now_us, order.kind)
@@ -212,6 +253,9 @@ class Compactor:
                     journal.record_in(
                         conn, PlanWarning(message=held), tenant_id=tenant_id, window=window.record.window
                     )
+            for window in due:
+                if window.quarantined and window.record.state is WindowState.EXPIRED:
+                    request_quarantined(conn, tenant_id, window.record)
             # Dying before this commit leaves a run that never had these tasks; after it, anyone may do them.
             for window in self.board.add(conn, journal.run_id, tenant_id, due):
                 busy = f"window {window.record.window} is in another worker's hands"
@@ -244,15 +288,6 @@ class Compactor:
             query = sa.select(windows.c.window_from).where(mine, windows.c.listed_us <= listed_by_us)
             listed = {to_us(found) for found in conn.execute(query).scalars()}
         return [window for window in due if window.record.window.from_us in listed]
-
-    def _unlist(self, tenants: Collection[str]) -> None:
-        """Nothing of these tenants has expired: what was listed before is listed anew when it does."""
-        with self._database.transaction() as conn:
-            conn.execute(
-                sa.update(windows)
-                .where(windows.c.tenant_id.in_(tenants), windows.c.listed_us.is_not(None))
-                .values(listed_us=None)
-            )
 
     def _work(self, worker: Worker, run_id: uuid.UUID, tenants: Collection[str]) -> None:
         try:
@@ -310,6 +345,25 @@ class _Counter:
             done, total = self._done.get(tenant_id, (0, 0))
             done, total = self._done[tenant_id] = (done + windows_done, total + events)
             self._progress(tenant_id, done, self._planned.get(tenant_id, done), total)
+
+
+def _unlist(conn: sa.Connection, tenants: Collection[str]) -> None:
+    """Nothing of these tenants has expired: what was listed before is listed anew when it does."""
+    mine = windows.c.tenant_id == sa.any_(sa.literal(list(tenants), sa.ARRAY(sa.Text)))
+    conn.execute(sa.update(windows).where(mine, windows.c.listed_us.is_not(None)).values(listed_us=None))
+
+
+def _anything_open(conn: sa.Connection) -> bool:
+    """Whether a task or a run has not ended, or a decision or a certificate has no copy in a target yet."""
+    unfinished = [TaskState.WAITING.value, TaskState.RUNNING.value]
+    going_on = [RunStatus.PLANNING.value, RunStatus.RUNNING.value]
+    found = sa.or_(
+        sa.exists().where(tasks.c.state.in_(unfinished)),
+        sa.exists().where(runs.c.status.in_(going_on)),
+        sa.exists().where(~governance.c.mirrored),
+        sa.exists().where(certificates.c.stored_in.is_(None)),
+    )
+    return bool(conn.execute(sa.select(found)).scalar_one())
 
 
 def _resolved(plan: TenantPlan) -> PlanResolved:

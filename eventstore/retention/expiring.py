@@ -29,6 +29,7 @@ from eventstore.model.run import Warned
 from eventstore.model.segment import Segment
 from eventstore.model.window import WindowState
 from eventstore.retention.holding import HeldSegment, holds_over
+from eventstore.retention.quarantined import request_quarantined
 from eventstore.retention.removing import remove_objects
 from eventstore.retention.task import TaskContext
 
@@ -43,7 +44,7 @@ def expire(task: TaskContext) -> None:
         TargetUnavailableError: a target did not answer; what is left is done by a later run.
     """
     if task.record.state is WindowState.DROPPED:
-        with task.step("certify and take out of the log"):
+        with task.step("certify and take out of the log", at_once=True):
             holds = _take_out(task)
         if holds:
             task.kept = True
@@ -87,6 +88,7 @@ def _take_out(task: TaskContext) -> list[Hold]:
                 if not covering:
                     _certify(conn, task, policy, segments)
                     expire_window(conn, tenant_id, record)
+                    request_quarantined(conn, tenant_id, record)
                 return covering
             filters = list_entity_filters(conn, tenant_id, seq_from=record.first_seq, seq_to=record.last_seq)
         # What the holds cover may take reading the segments: not in a transaction that others wait for.

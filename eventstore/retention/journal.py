@@ -6,6 +6,7 @@ Any process that works on a run writes its journal: entries are numbered by the 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
@@ -45,6 +46,35 @@ class Journal:
             )
         return cls(database, run_id)
 
+    @classmethod
+    def record_whole(
+        cls,
+        conn: sa.Connection,
+        *,
+        kind: RunKind,
+        now_us: int,
+        requested_by: str,
+        completed: RunCompleted,
+    ) -> uuid.UUID:
+        """A run that has ended where it began, because there was nothing to do; in one transaction, so that
+        nobody has to live for it."""
+        run_id = uuid.uuid4()
+        values = {
+            "run_id": run_id,
+            "kind": kind.value,
+            "now_us": now_us,
+            "requested_by": requested_by,
+            "holder": 0,
+            "status": completed.status.value,
+            "finished_at": sa.func.clock_timestamp(),
+        }
+        conn.execute(sa.insert(runs).values(values))
+        conn.execute(
+            sa.insert(run_entries),
+            {"run_id": run_id, "kind": kind_of(completed), "detail": detail_of(completed)},
+        )
+        return run_id
+
     def record(self, entry: Entry, *, tenant_id: str | None = None, window: Window | None = None) -> None:
         """Append an entry; when this returns it is durable."""
         with self._database.transaction() as conn:
@@ -59,15 +89,28 @@ class Journal:
         window: Window | None = None,
     ) -> None:
         """Append an entry in the transaction that does what it tells."""
-        conn.execute(
-            sa.insert(run_entries).values(
-                run_id=self.run_id,
-                kind=kind_of(entry),
-                tenant_id=tenant_id,
-                window_from=None if window is None else from_us(window.from_us),
-                detail=detail_of(entry),
-            )
-        )
+        self.record_all_in(conn, [entry], tenant_id=tenant_id, window=window)
+
+    def record_all_in(
+        self,
+        conn: sa.Connection,
+        entries: Sequence[Entry],
+        *,
+        tenant_id: str | None = None,
+        window: Window | None = None,
+    ) -> None:
+        """Append entries, in their order."""
+        rows = [
+            {
+                "run_id": self.run_id,
+                "kind": kind_of(entry),
+                "tenant_id": tenant_id,
+                "window_from": None if window is None else from_us(window.from_us),
+                "detail": detail_of(entry),
+            }
+            for entry in entries
+        ]
+        conn.execute(sa.insert(run_entries), rows)
 
     def set_running(self) -> None:
         """Planning is over; the run ends with its last task."""

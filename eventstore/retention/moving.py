@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eventstore.catalog.removals import removed_keys
+from eventstore.catalog.removals import note_copying, removed_keys
 from eventstore.catalog.windows import list_segments
 from eventstore.errors import ArchiveConflictError
 from eventstore.model.run import ReconciliationResult, ValidationResult
@@ -45,10 +45,13 @@ def _copy(task: TaskContext, wanted: str) -> None:
     assert record.last_seq is not None
     assert record.event_count is not None
     with task.database.transaction() as conn:
+        task.guard(conn)
         segments = list_segments(
             conn, task.tenant.tenant_id, seq_from=record.first_seq, seq_to=record.last_seq
         )
         gone = removed_keys(conn, wanted, [segment.key for segment in segments])
+        if not gone:
+            note_copying(conn, task.tenant.tenant_id, record.window.from_us, wanted)
     if gone:
         raise ArchiveConflictError(
             f"{sorted(gone)[0]} was removed from {wanted!r} before, and is not written there again",
@@ -67,13 +70,15 @@ def _copy(task: TaskContext, wanted: str) -> None:
             retain_until_us=policy.tier_end(task.window, index),
         )
     rows = sum(v.segment.range.event_count for v in verified)
-    task.tell(ValidationResult(passed=True, segments=len(verified), compared="every byte of every segment"))
-    task.tell(
+    task.tell_soon(
+        ValidationResult(passed=True, segments=len(verified), compared="every byte of every segment")
+    )
+    task.tell_soon(
         ReconciliationResult(
             source_count=record.event_count, archived_rows=rows, matched=rows == record.event_count
         )
     )
-    with task.step("cut over"):
+    with task.step("cut over", at_once=True):
         cut_over_move(task.database, record, verified, wanted, guard=task.guard)
     task.copied = True
     # Dying here leaves both copies, of which the new one counts; the former is in `removals`.

@@ -32,6 +32,7 @@ class FoundLeaf:
 class WindowPlan:
     """A window that is due, from the state it is in to where it is to be.
 
+    `quarantined` are the (target, key) of objects in quarantine that are destroyed with it.
     `event_count` is exact, as of the plan. `target` is where it goes (None: it is destroyed). `held_by` names
     the legal holds that stop its destruction.
     """
@@ -41,6 +42,7 @@ class WindowPlan:
     action: TaskAction = TaskAction.ARCHIVE
     target: str | None = None
     held_by: tuple[str, ...] = ()
+    quarantined: tuple[tuple[str, str], ...] = ()
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -131,14 +133,16 @@ def plan_expiry(
     held: Mapping[Window, Sequence[str]],
     now_us: int,
     unremoved: Collection[Window] = (),
+    quarantined: Mapping[Window, Sequence[tuple[str, str]]] | None = None,
 ) -> TenantPlan:
     """Plan the destruction of what has expired. `held` names the holds over each window that is due;
     `unremoved` are expired windows of which an object is still there."""
     due, warnings, kept = [], [], 0
+    set_aside = quarantined or {}
     for record in windows:
         if record.state is WindowState.EXPIRED:
-            if record.window in unremoved:
-                due.append(_expiry(record, held))
+            if record.window in unremoved or record.window in set_aside:
+                due.append(_expiry(record, held, set_aside))
             continue
         expires_us = policy.policy.expires_at(record.window)
         if expires_us is None or expires_us > now_us:
@@ -146,13 +150,24 @@ def plan_expiry(
         elif record.state is not WindowState.DROPPED:
             warnings.append(f"window {record.window} has expired, but is not archived yet ({record.state})")
         else:
-            due.append(_expiry(record, held))
+            due.append(_expiry(record, held, set_aside))
     return TenantPlan(tenant, policy, tuple(due), 0, kept, tuple(warnings))
 
 
-def _expiry(record: WindowRecord, held: Mapping[Window, Sequence[str]]) -> WindowPlan:
+def _expiry(
+    record: WindowRecord,
+    held: Mapping[Window, Sequence[str]],
+    quarantined: Mapping[Window, Sequence[tuple[str, str]]],
+) -> WindowPlan:
     assert record.event_count is not None
-    return WindowPlan(record, record.event_count, TaskAction.EXPIRE, None, tuple(held.get(record.window, ())))
+    return WindowPlan(
+        record,
+        record.event_count,
+        TaskAction.EXPIRE,
+        None,
+        tuple(held.get(record.window, ())),
+        tuple(quarantined.get(record.window, ())),
+    )
 
 
 def _next_target(

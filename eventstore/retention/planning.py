@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import psycopg
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from eventstore.catalog.windows import list_entity_filters, list_segments, list_
 from eventstore.clock import to_us
 from eventstore.db.engine import Database
 from eventstore.db.partitions import list_leaves
-from eventstore.db.tables import heads, removals, windows
+from eventstore.db.tables import heads, quarantine, removals, windows
 from eventstore.governance.holds import holds_in_force
 from eventstore.governance.policies import policies_of_all, policy_of
 from eventstore.model.policy import PolicyInForce, longest_kept
@@ -22,6 +23,7 @@ from eventstore.model.tenant import Head, Tenant, TenantState
 from eventstore.model.window import Window, WindowRecord, WindowState
 from eventstore.retention.holding import HeldSegment, holds_over
 from eventstore.retention.planner import FoundLeaf, TenantPlan, plan_expiry, plan_tenant
+from eventstore.retention.quarantined import quarantined_of
 
 __all__ = ["Planning"]
 
@@ -41,9 +43,16 @@ class Planning:
             found = list_tenants(conn) if only is None else [get_tenant(conn, only)]
         return [tenant for tenant in found if tenant.state is not TenantState.CLOSED]
 
-    def worth_planning(self, tenants: Sequence[Tenant], kind: RunKind, now_us: int) -> list[Tenant]:
-        """Those of the tenants for which something may be due: their number is what a run costs, not the
-        number of all. Takes a few queries in all."""
+    def worth_planning_in(
+        self,
+        conn: sa.Connection,
+        tenants: Sequence[Tenant],
+        kind: RunKind,
+        now_us: int,
+        policies: Mapping[str, PolicyInForce],
+    ) -> list[Tenant]:
+        """Those of the tenants for which something may be due under these policies: their number is what a
+        run costs, not the number of all. Takes two queries in all."""
         oldest = sa.select(
             windows.c.tenant_id,
             windows.c.target,
@@ -52,20 +61,21 @@ class Planning:
         ).where(windows.c.state != WindowState.EXPIRED.value)
         oldest = oldest.group_by(windows.c.tenant_id, windows.c.target, sa.text("hot"))
         pending = sa.select(removals.c.tenant_id).where(removals.c.removed_at.is_(None)).distinct()
-        with self._database.transaction() as conn:
-            policies = policies_of_all(conn, now_us)
-            found = set(conn.execute(pending).scalars())
-            for row in conn.execute(oldest):
-                policy = policies[row.tenant_id].policy
-                window = Window(0, to_us(row.window_to))
-                if kind is RunKind.EXPIRY:
-                    expires_us = policy.expires_at(window)
-                    due = expires_us is not None and expires_us <= now_us
-                else:
-                    tier = policy.tier_at(window, now_us)
-                    due = tier is not None and (row.hot or policy.tiers[tier].target != row.target)
-                if due:
-                    found.add(row.tenant_id)
+        found = set(conn.execute(pending).scalars())
+        if kind is RunKind.EXPIRY:
+            set_aside = sa.select(quarantine.c.tenant_id).where(quarantine.c.tenant_id.is_not(None))
+            found.update(conn.execute(set_aside.distinct()).scalars())
+        for row in conn.execute(oldest):
+            policy = policies[row.tenant_id].policy
+            window = Window(0, to_us(row.window_to))
+            if kind is RunKind.EXPIRY:
+                expires_us = policy.expires_at(window)
+                due = expires_us is not None and expires_us <= now_us
+            else:
+                tier = policy.tier_at(window, now_us)
+                due = tier is not None and (row.hot or policy.tiers[tier].target != row.target)
+            if due:
+                found.add(row.tenant_id)
         return [tenant for tenant in tenants if tenant.tenant_id in found]
 
     def plan(self, tenant: Tenant, now_us: int) -> TenantPlan:
@@ -110,9 +120,21 @@ class Planning:
             records = list_windows(conn, tenant.tenant_id)
             unremoved, _ = self._removals(conn, tenant, records)
             held = self._held(conn, tenant, policy, records, now_us)
-        return plan_expiry(
-            tenant, policy=policy, windows=records, held=held, now_us=now_us, unremoved=unremoved
+            found = quarantined_of(conn, tenant.tenant_id, {record.window for record in records})
+        plan = plan_expiry(
+            tenant,
+            policy=policy,
+            windows=records,
+            held=held,
+            now_us=now_us,
+            unremoved=unremoved,
+            quarantined=found.by_window,
         )
+        told = tuple(
+            f"{key} in {target!r} is in quarantine, and of no known window: it stays, whatever has expired"
+            for target, key in found.others
+        )
+        return replace(plan, warnings=plan.warnings + told)
 
     def _removals(
         self, conn: sa.Connection, tenant: Tenant, records: Iterable[WindowRecord]

@@ -71,6 +71,14 @@ def next_fire_us(trigger: BaseTrigger, last_us: int) -> int | None:
     return None if found is None else to_us(found)
 
 
+def _is_waiting(trigger: BaseTrigger, last_us: int | None, now_us: int) -> bool:
+    """Whether a job's record says that there is nothing to do about it."""
+    if last_us is None or last_us > now_us:
+        return False
+    fire_us = next_fire_us(trigger, last_us)
+    return fire_us is None or fire_us > now_us
+
+
 class Scheduler:
     """Runs jobs while it leads. `tick` is one look, at the clock's time; `run` ticks until it is stopped."""
 
@@ -151,9 +159,14 @@ class Scheduler:
         still runs is not begun again. `wait`: until they have ended."""
         now_us = self._clock.now_us()
         begun = []
+        with self._database.transaction() as conn:
+            last = {row.job: row.last_started_us for row in conn.execute(sa.select(jobs))}
         for name, trigger in self._triggers.items():
             running = self._running.get(name)
             if running is not None and not running.done():
+                continue
+            # Most looks find nothing: no row is locked for that.
+            if _is_waiting(trigger, last.get(name), now_us):
                 continue
             if self._take(name, trigger, now_us):
                 begun.append(name)

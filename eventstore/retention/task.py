@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from eventstore.archive.targets import Targets
 from eventstore.catalog.removals import remove_again
 from eventstore.catalog.windows import get_window
 from eventstore.db.engine import Database, Guard
-from eventstore.errors import CoverageError, EventStoreError, LeaseLostError
+from eventstore.errors import CoverageError, EventStoreError
 from eventstore.governance.signing import SigningKey
 from eventstore.model.policy import PolicyInForce
 from eventstore.model.run import Entry, FileWritten, Retry, Warned, WindowCompleted
@@ -39,6 +39,10 @@ def _tell_retry(attempt: int, reason: str, backoff_s: float) -> None:
         tell(Retry(attempt=attempt, reason=reason, backoff_s=backoff_s, what="target"))
 
 
+# How long an entry waits for the next transaction of its task, at the most: then it gets one of its own.
+_SOON_S = 0.5
+
+
 class Stopped(Exception):  # noqa: N818 - no error: the worker was told to stop, and does so between two steps
     """The worker is to stop. What was done so far is found by whoever takes the task up again."""
 
@@ -55,11 +59,12 @@ class Workshop:
 
 @dataclass(slots=True)
 class TaskContext:
-    """One claimed task. `now_us` is the (perhaps simulated) time of its run."""
+    """One claimed task. `now_us` is the (perhaps simulated) time of its run; `fence` looks whether the claim
+    still stands."""
 
     shop: Workshop
     claim: Claim
-    guard: Guard
+    fence: Guard
     journal: Journal
     tenant: Tenant
     policy: PolicyInForce
@@ -72,6 +77,9 @@ class TaskContext:
     segments: int = 0
     size_bytes: int = 0
     started: float = field(default_factory=time.monotonic)
+    _waiting: list[Entry] = field(default_factory=list)
+    _put: list[Segment] = field(default_factory=list)  # what this task has put into targets
+    _told: float = field(default_factory=time.monotonic)
 
     @property
     def database(self) -> Database:
@@ -81,22 +89,72 @@ class TaskContext:
     def window(self) -> Window:
         return self.record.window
 
+    def guard(self, conn: sa.Connection) -> None:
+        """What each transaction that changes something begins with: that the claim still stands. What waits
+        to be told goes with it.
+
+        Raises:
+            LeaseLostError: another worker has taken the window over.
+        """
+        self.fence(conn)
+        self._write(conn, ())
+
     def tell(self, entry: Entry) -> None:
-        """Write into the run's journal, about this window."""
-        self.journal.record(entry, tenant_id=self.tenant.tenant_id, window=self.window)
+        """Write into the run's journal, about this window; durable when this returns."""
+        with self.database.transaction() as conn:
+            self._write(conn, [entry])
 
     def tell_in(self, conn: sa.Connection, entry: Entry) -> None:
         """Write into the run's journal, about this window, in the transaction that does what it tells."""
-        self.journal.record_in(conn, entry, tenant_id=self.tenant.tenant_id, window=self.window)
+        self._write(conn, [entry])
+
+    def tell_soon(self, entry: Entry) -> None:
+        """Write into the run's journal with the next transaction of this task; by itself if the last one was
+        half a second ago. For small windows commits are most of what they cost.
+
+        Raises:
+            LeaseLostError: another worker has taken the window over.
+        """
+        self._waiting.append(entry)
+        if time.monotonic() - self._told >= _SOON_S:
+            self.tell_waiting()
+
+    def tell_waiting(self) -> None:
+        """Write what waits, if anything does: before something that may take long.
+
+        Raises:
+            LeaseLostError: another worker has taken the window over.
+        """
+        if self._waiting:
+            with self.database.transaction() as conn:
+                self.guard(conn)
+
+    def _write(self, conn: sa.Connection, entries: Sequence[Entry]) -> None:
+        waiting = len(self._waiting)
+        if waiting or entries:
+            self.journal.record_all_in(
+                conn, [*self._waiting, *entries], tenant_id=self.tenant.tenant_id, window=self.window
+            )
+
+        def committed(_: sa.Connection) -> None:
+            del self._waiting[:waiting]
+            self._told = time.monotonic()
+
+        # Rolled back, they still wait.
+        if waiting:
+            sa.event.listen(conn, "commit", committed)
 
     def warn(self, error: EventStoreError) -> None:
         """Something that somebody should look at, though the task goes on."""
         self.tell(Warned(message=str(error)))
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """A step: not begun when the worker is to stop; its time goes into the journal."""
+    def step(self, name: str, *, at_once: bool = False) -> Iterator[None]:
+        """A step: not begun when the worker is to stop; its time goes into the journal. `at_once`: it begins
+        with a transaction, which takes what waits to be told."""
         self.check_stop()
+        if not at_once:
+            self.tell_waiting()
         started = time.monotonic()
         try:
             yield
@@ -130,10 +188,10 @@ class TaskContext:
         """
         segment = stored.verified.segment
         if stored.created:
-            self._check_ours(segment)
+            self._put.append(segment)
         self.segments += 1
         self.size_bytes += segment.size_bytes
-        self.tell(
+        self.tell_soon(
             FileWritten(
                 target=segment.target,
                 name=segment.key,
@@ -145,16 +203,14 @@ class TaskContext:
         )
         self.check_stop()
 
-    def _check_ours(self, segment: Segment) -> None:
-        """A put cannot be fenced. If this worker slept before it for so long that others have brought the
-        window on, and removed the object since, then it has come back: it is to be removed again."""
-        try:
+    def take_back(self) -> None:
+        """The claim is lost. A put cannot be fenced: if this worker slept before one for so long that others
+        have brought the window on, and removed the object since, then it has come back, and is to be removed
+        again."""
+        if self._put:
             with self.database.transaction() as conn:
-                self.guard(conn)
-        except LeaseLostError:
-            with self.database.transaction() as conn:
-                remove_again(conn, segment.target, segment.key)
-            raise
+                for segment in self._put:
+                    remove_again(conn, segment.target, segment.key)
 
     def reread(self) -> WindowRecord:
         """The window as the catalog has it now."""

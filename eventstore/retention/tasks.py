@@ -16,9 +16,9 @@ from sqlalchemy.dialects.postgresql import insert
 from eventstore.clock import from_us, to_us
 from eventstore.db.engine import Database, Guard
 from eventstore.db.locks import claims_key
-from eventstore.db.tables import governor, removals, tasks, windows
+from eventstore.db.tables import governor, removals, runs, tasks, windows
 from eventstore.errors import LeaseLostError
-from eventstore.model.run import RunKind, TaskAction, TaskState
+from eventstore.model.run import RunKind, RunStatus, TaskAction, TaskState
 from eventstore.retention.planner import WindowPlan
 
 __all__ = ["Claim", "TaskCounts", "Tasks"]
@@ -53,6 +53,15 @@ SELECT t.task_id, t.run_id, t.tenant_id, t.window_from, t.action, t.fence, t.att
  ORDER BY t.task_id
  LIMIT 1
    FOR UPDATE SKIP LOCKED
+"""
+
+_FENCE = sa.text("SELECT fence FROM tasks WHERE task_id = :task_id AND state = 'running' FOR SHARE")
+
+_ENDED = f"""
+SELECT r.run_id, r.status FROM runs r
+ WHERE r.status = 'planning' AND {_DEAD.format(of="r")}
+    OR r.status = 'running' AND (r.kind <> 'scrub' OR {_DEAD.format(of="r")})
+       AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.run_id = r.run_id AND t.state IN ('waiting', 'running'))
 """
 
 # What earlier runs have left, and whether nothing of it is still to be done. Rows in which somebody's open
@@ -220,11 +229,7 @@ class Tasks:
         """
 
         def look(conn: sa.Connection) -> None:
-            fence = conn.execute(
-                sa.select(tasks.c.fence)
-                .where(tasks.c.task_id == claim.task_id, tasks.c.state == TaskState.RUNNING.value)
-                .with_for_update(read=True)
-            ).scalar_one_or_none()
+            fence = conn.execute(_FENCE, {"task_id": claim.task_id}).scalar_one_or_none()
             if fence != claim.fence:
                 raise LeaseLostError(
                     f"another worker has taken over the window of {claim.tenant_id!r} at "
@@ -321,26 +326,22 @@ class Tasks:
         with self._database.transaction() as conn:
             return int(conn.execute(query).scalar_one())
 
-    def release_planning(self) -> list[uuid.UUID]:
-        """Runs whose process died while it planned them go on as running; returns them."""
-        query = sa.text(
-            "UPDATE runs r SET status = 'running' WHERE r.status = 'planning'"
-            f" AND {_DEAD.format(of='r')} RETURNING r.run_id"
-        )
+    def ended_runs(self) -> tuple[list[uuid.UUID], list[uuid.UUID]]:
+        """Runs in planning whose process died; and those that are marked as running, but have no task left to
+        be done. (A scrub has none: it is over when its process has ended.)"""
         with self._database.transaction() as conn:
-            return list(conn.execute(query).scalars())
+            found = conn.execute(sa.text(_ENDED)).all()
+        planning = [row.run_id for row in found if row.status == RunStatus.PLANNING.value]
+        return planning, [row.run_id for row in found if row.status == RunStatus.RUNNING.value]
 
-    def finished_runs(self) -> list[uuid.UUID]:
-        """Runs that are marked as running, but have no task left to be done. (A scrub has none: it is over
-        when its process has ended.)"""
-        query = sa.text(
-            "SELECT r.run_id FROM runs r WHERE r.status = 'running'"
-            f" AND (r.kind <> 'scrub' OR {_DEAD.format(of='r')})"
-            " AND NOT EXISTS (SELECT 1 FROM tasks t"
-            "   WHERE t.run_id = r.run_id AND t.state IN ('waiting', 'running'))"
-        )
+    def release_planning(self, run_ids: Collection[uuid.UUID]) -> None:
+        """Runs whose process died while it planned them go on as running."""
         with self._database.transaction() as conn:
-            return list(conn.execute(query).scalars())
+            conn.execute(
+                sa.update(runs)
+                .where(runs.c.run_id.in_(run_ids), runs.c.status == RunStatus.PLANNING.value)
+                .values(status=RunStatus.RUNNING.value)
+            )
 
 
 def _still_due(conn: sa.Connection, tenant_id: str, plan: WindowPlan) -> bool:

@@ -116,9 +116,6 @@ class Worker:
                 completed = self._do(claim)
         except LeaseLostError as e:
             _log.warning("%s", e.message)
-        except Stopped:
-            self._board.give_back(claim, counted=False)
-            raise
         finally:
             if self._on_done is not None:
                 self._on_done(claim, completed)
@@ -137,7 +134,19 @@ class Worker:
                 claim, str(e), lambda conn: journal.record_in(conn, failed, tenant_id=claim.tenant_id)
             )
             return None
-        task.tell(
+        try:
+            return self._bring(task)
+        except Stopped:
+            if not self._board.give_back(claim, counted=False):
+                task.take_back()
+            raise
+        except LeaseLostError:
+            task.take_back()
+            raise
+
+    def _bring(self, task: TaskContext) -> WindowCompleted | None:
+        claim = task.claim
+        task.tell_soon(
             WindowStarted(
                 action=claim.action,
                 state=task.record.state.value,
@@ -199,7 +208,7 @@ class Worker:
         return TaskContext(
             shop=self._shop,
             claim=claim,
-            guard=self._board.guard(claim),
+            fence=self._board.guard(claim),
             journal=Journal(database, claim.run_id),
             tenant=tenant,
             policy=policy,
@@ -245,11 +254,16 @@ class _Renewal:
 
 def finish_runs(shop: Workshop, board: Tasks) -> None:
     """Complete every run whose last task has ended, whoever worked on it."""
-    for run_id in board.release_planning():
-        Journal(shop.database, run_id).record(
-            Warned(
-                message="its process died while planning; what it had not planned is left for the next run"
+    planning, finished = board.ended_runs()
+    if planning:
+        board.release_planning(planning)
+        for run_id in planning:
+            Journal(shop.database, run_id).record(
+                Warned(
+                    message="its process died while planning; what it had not planned is left for the next "
+                    "run"
+                )
             )
-        )
-    for run_id in board.finished_runs():
+        finished = board.ended_runs()[1]
+    for run_id in finished:
         Journal(shop.database, run_id).finish(summary_of(shop.database, run_id))

@@ -323,10 +323,11 @@ class TestPolicyChanges:
         week = replace(EXPIRE_50D, unit=WindowUnit.WEEK)
         change(acme, "acme", week, confirm=1000)
         with acme.transaction() as conn:
-            assert bring_units_into_force(conn, NOW_US) == []
+            assert bring_units_into_force(conn, policies_of_all(conn, NOW_US)) == []
         assert unit() is WindowUnit.HOUR
         with acme.transaction() as conn:
-            assert bring_units_into_force(conn, NOW_US + GRACE_US) == ["acme"]
+            in_force = policies_of_all(conn, NOW_US + GRACE_US)
+            assert bring_units_into_force(conn, in_force) == ["acme"]
         assert unit() is WindowUnit.WEEK
 
     def test_all_policies_take_two_queries(self, acme: Database) -> None:
