@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from eventstore.db.engine import Database
 from eventstore.db.migrate import check_schema, current_version, upgrade
 from eventstore.db.roles import EMBEDDED_LOGIN, kept_password, make_login, with_login
 from eventstore.errors import IntegrityError, SetupError, TargetUnavailableError
-from eventstore.governance.certificates import check_certificates, latest_copy, trusted_keys
-from eventstore.governance.signing import SigningKey
+from eventstore.governance.certificates import check_certificates, knows_keys, latest_copy, trusted_keys
+from eventstore.governance.signing import MissingKey, SigningKey
 from eventstore.hot.append import Appender
 from eventstore.integrity.binding import bind_archive
 from eventstore.integrity.verify import HashAt, VerifyReport, verify_log
@@ -30,19 +31,22 @@ from eventstore.model.run import RunCompleted, RunKind, RunStatus, Warned
 from eventstore.model.schedule import parse_schedule
 from eventstore.query.reader import LogReader
 from eventstore.query.tiers import Tiers
-from eventstore.repair.restore import purge_restores
+from eventstore.repair.adopt import refuse_unfinished_rebuild
+from eventstore.repair.restore import Purged, purge_restores
 from eventstore.repair.scrub import ScrubReport, anything_due, scrub
 from eventstore.retention.compactor import Compactor
 from eventstore.retention.daemon import retention_jobs
 from eventstore.retention.governor import Governor
 from eventstore.retention.journal import Journal
+from eventstore.retention.pruning import prune_runs
 from eventstore.retention.scheduler import Job, Scheduler
 from eventstore.settings import Settings
 
-__all__ = ["Store", "open_database", "open_store", "scheduler_of", "scrub_run", "verify_tenant"]
+__all__ = ["Store", "open_database", "open_store", "scheduler_of", "scrub_run", "tidy_host", "verify_tenant"]
 
 # A scrub ends after this long, wherever it is; the next one goes on.
 _SCRUB_S = 900.0
+_PRUNE_SCHEDULE = "15 4 * * *"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ def open_store(settings: Settings, *, clock: Clock | None = None) -> Iterator[St
             upgrade(database)
         check_schema(database)
         _check_app(settings, database)
+        refuse_unfinished_rebuild(database)
         targets = Targets(
             settings.target_urls,
             default=DEFAULT_TARGET,
@@ -109,7 +114,7 @@ def open_store(settings: Settings, *, clock: Clock | None = None) -> Iterator[St
         with suppress(TargetUnavailableError):
             # A mistaken address is to be known at once; a target that is away may come back.
             targets[DEFAULT_TARGET]
-        key = SigningKey.load_or_create(settings.resolved_key_file)
+        key = _signing_key(database, settings.resolved_key_file)
         cache = SegmentCache(settings.resolved_home / "cache", size_bytes_max=settings.cache_bytes_max)
         scan = ArchiveScan(targets, cache)
         stack.callback(scan.close)
@@ -144,6 +149,15 @@ def _check_app(settings: Settings, database: Database) -> None:
         else:
             return
     database.check_app()
+
+
+def _signing_key(database: Database, path: Path) -> SigningKey:
+    """This host's key. The first one of a deployment is made; a second one never silently."""
+    if not os.path.lexists(path):
+        with database.transaction() as conn:
+            if knows_keys(conn):
+                return MissingKey(path)
+    return SigningKey.load_or_create(path)
 
 
 def verify_tenant(
@@ -185,8 +199,7 @@ def scheduler_of(store: Store, *, clock: Clock | None = None) -> Scheduler:
     )
 
     def scrub_and_purge(now_us: int) -> None:
-        purge_restores(store.database, now_us)
-        _forget_destroyed(store)
+        tidy_host(store, now_us)
         older_than_us = parse_duration_us(settings.scrub_every)
         if anything_due(store.database, now_us - older_than_us):
             scrub_run(
@@ -198,15 +211,22 @@ def scheduler_of(store: Store, *, clock: Clock | None = None) -> Scheduler:
                 budget_s=_SCRUB_S,
             )
 
+    runs_kept_us = parse_duration_us(settings.runs_kept)
+    jobs["prune"] = Job(
+        parse_schedule(_PRUNE_SCHEDULE), lambda now_us: prune_runs(store.database, now_us - runs_kept_us)
+    )
     jobs["scrub"] = Job(parse_schedule(settings.scrub_schedule), scrub_and_purge)
     return Scheduler(store.database, jobs, clock or SystemClock())
 
 
-def _forget_destroyed(store: Store) -> None:
-    """Copies in this machine's cache go when the catalog does not name their segment any more."""
+def tidy_host(store: Store, now_us: int, *, tenant_id: str | None = None) -> list[Purged]:
+    """What this machine keeps beside the archive goes when its time has come: restores that have expired (and
+    all of a tenant that is offboarded), and cache copies of segments that the catalog names no more."""
+    purged = purge_restores(store.database, now_us, tenant_id=tenant_id)
     with store.database.transaction() as conn:
         gone = uncataloged(conn, store.cache.digests())
     store.cache.forget(gone)
+    return purged
 
 
 def scrub_run(

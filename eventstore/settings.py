@@ -93,6 +93,11 @@ class Settings(BaseSettings):
         "1d",
         description="How long after it was first listed as expired a window is destroyed by the scheduler.",
     )
+    runs_kept: Duration = Field(
+        "400d",
+        description="How long runs and their journals are kept after they ended. Certificates and the record "
+        "of governance are kept for ever.",
+    )
     lease: Duration = Field(
         "30s", description="How long a worker that does not answer keeps the window that it works on."
     )

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from eventstore.app import open_store, scrub_run
+from eventstore.app import open_store, scrub_run, tidy_host
 from eventstore.archive.targets import Targets
 from eventstore.cli import rebuilding
 from eventstore.cli.output import bytes_text, console, errors, plural
@@ -283,15 +283,26 @@ def _show_scrub(report: ScrubReport) -> None:
 
 @app.command("restore")
 def restore(
-    tenant: Annotated[str, typer.Argument(help="The tenant's name.")],
-    window: Annotated[str, typer.Option(help="A time in the window that is meant.")],
+    tenant: Annotated[str | None, typer.Argument(help="The tenant's name.")] = None,
+    window: Annotated[str | None, typer.Option(help="A time in the window that is meant.")] = None,
     to: Annotated[Path | None, typer.Option(help="A new folder; default one under the home.")] = None,
     expires: Annotated[str, typer.Option(help="When it is removed again.")] = "7d",
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Only remove what has expired on this machine.")
+    ] = False,
 ) -> None:
     """Bring one archived window back as files, verified, apart from the log, for a time."""
-    at_us, now_us = parse_time_us(window), SystemClock().now_us()
-    settings = load_settings()
+    now_us, settings = SystemClock().now_us(), load_settings()
+    if purge:
+        with open_store(settings) as store:
+            purged = tidy_host(store, now_us)
+        console.print(f"{plural(len(purged), 'restore')} removed.", highlight=False)
+        return
+    if tenant is None or window is None:
+        raise typer.BadParameter("say which: TENANT --window TIME, or --purge")
+    at_us = parse_time_us(window)
     with open_store(settings) as store, progress_bar(*_bytes_bar()) as bar:
+        tidy_host(store, now_us)
         task = bar.add_task("restore", total=None)
         found = restore_window(
             store.database,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,13 +18,14 @@ from eventstore.cli.policy import ByOption, JsonOption, mirror_change
 from eventstore.clock import parse_time_us, to_iso
 from eventstore.errors import EventNotFoundError, InputError, IntegrityError
 from eventstore.governance.certificates import (
+    add_key,
     check_certificates,
     get_certificate,
     list_certificates,
     trusted_keys,
 )
 from eventstore.governance.holds import list_holds, place_hold, preview_scope, release_hold
-from eventstore.governance.signing import verify
+from eventstore.governance.signing import SigningKey, VerifyKey, verify
 from eventstore.model.certificate import payload_sha256, to_payload
 from eventstore.model.explain import at_text
 from eventstore.model.hold import Hold, HoldScope
@@ -297,10 +299,13 @@ def verify_(
             help="NUMBER:SHA256 of a certificate, noted elsewhere; shows that none were taken away."
         ),
     ] = None,
+    key: Annotated[
+        list[Path] | None, typer.Option(help="A public key (PEM) to trust, and no other; repeatable.")
+    ] = None,
 ) -> None:
     """Check every signature, the chain of certificates, and both against the log.
 
-    Exit status 70 when something is wrong.
+    With --key, the keys that the database knows count for nothing. Exit status 70 when something is wrong.
     """
     with open_store(load_settings()) as store, store.database.transaction() as conn:
         get_tenant(conn, tenant)
@@ -308,7 +313,7 @@ def verify_(
         problems = check_certificates(
             conn,
             tenant,
-            trusted_keys(conn),
+            trusted_keys(conn) if key is None else _public_keys(key),
             hash_at=lambda seq: _hash_at(store.reader, tenant, seq),
             noted=None if noted is None else _noted(noted),
         )
@@ -322,6 +327,33 @@ def verify_(
     console.print(
         f"{plural(count, 'certificate')} of {tenant}: signatures, chain and log agree.", highlight=False
     )
+
+
+@certificates.command("new-key")
+def new_key(
+    reason: Annotated[str, typer.Option(help="Why this host has a key of its own.")], *, by: ByOption
+) -> None:
+    """Let this host sign with a key of its own, beside those that the deployment has; recorded.
+
+    The usual way is to copy the key file of the host that has it.
+    """
+    settings = load_settings()
+    with open_store(settings) as store:
+        made = SigningKey.load_or_create(settings.resolved_key_file)
+        add_key(store.database, made.verify_key, actor=by, reason=reason, now_us=store.database.now_us())
+        mirror_change(store)
+    console.print(f"This host signs with key {made.key_id}.", highlight=False)
+
+
+def _public_keys(paths: list[Path]) -> dict[str, VerifyKey]:
+    found = {}
+    for path in paths:
+        try:
+            key = VerifyKey.from_pem(path.read_bytes())
+        except OSError as e:
+            raise InputError(f"cannot read {path}: {e.strerror}", hint="--key names a PEM file") from e
+        found[key.key_id] = key
+    return found
 
 
 def _noted(text: str) -> tuple[int, bytes]:

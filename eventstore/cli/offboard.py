@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from eventstore.app import Store, open_store
+from eventstore.app import Store, open_store, tidy_host
 from eventstore.cli.output import bytes_text, console, errors, plural
 from eventstore.cli.policy import ByOption, mirror_change
 from eventstore.cli.retention import stopping_on_signals
@@ -105,7 +105,10 @@ def _with_progress(store: Store, order: Offboarding, now_us: int) -> OffboardRep
         def progress(step: str, done: int, total: int) -> None:
             bar.update(task, description=f"{order.tenant_id}: {_STEPS[step]}", completed=done, total=total)
 
-        return offboard(shop, store.tiers, order, now_us, progress)
+        def forget() -> None:
+            tidy_host(store, now_us, tenant_id=order.tenant_id)
+
+        return offboard(shop, store.tiers, order, now_us, progress, forget=forget)
 
 
 def _show(found: OffboardSurvey) -> None:

@@ -51,10 +51,15 @@ def rebuild_(
         list[Path] | None,
         typer.Option(help="A public key (PEM) that signed certificates, besides this store's. Repeatable."),
     ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(help="A tenant that cannot be rebuilt; the rebuild ends without it. Repeatable."),
+    ] = None,
 ) -> None:
     """Rebuild the catalog from the archive targets alone, into an empty database, after Postgres was lost.
 
-    Exit status 1 when a tenant could not be rebuilt. Killed, run it again: it goes on.
+    Exit status 1 when a tenant could not be rebuilt. Killed, run it again: it goes on. Until it has come to
+    its end, every other command refuses the database.
     """
     settings = load_settings()
     trusted = [_public_key(path) for path in trust_key or ()]
@@ -78,6 +83,7 @@ def rebuild_(
                 targets,
                 key=SigningKey.load_or_create(settings.resolved_key_file),
                 trusted=trusted,
+                leave_out=leave_out or (),
                 progress=lambda tenant, done, total, events: bar.update(
                     task, description=tenant, completed=done, total=total, events=f"{events:,} events"
                 ),

@@ -14,10 +14,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from eventstore.app import Store, open_store
+from eventstore.app import Store, open_store, tidy_host
 from eventstore.cli.output import bytes_text, console, errors, plural
+from eventstore.cli.policy import ByOption, mirror_change
 from eventstore.clock import SystemClock, parse_time_us, to_iso
 from eventstore.errors import ConfirmationError, EventStoreError
+from eventstore.governance.quality import accept_window
 from eventstore.model.run import RunKind, RunReport, RunStatus
 from eventstore.retention.compactor import RunOrder, check_now
 from eventstore.settings import load_settings
@@ -82,7 +84,30 @@ def expire(
         # What has come to be due since the listing is not destroyed with it.
         order = RunOrder(RunKind.EXPIRY, _who(), only=frozenset(only))
         report = run_with_progress(store, tenant, now_us, order=order)
+        tidy_host(store, SystemClock().now_us())
     _end(report)
+
+
+@app.command("accept")
+def accept(
+    tenant: Annotated[str, typer.Argument(help="The tenant's name.")],
+    window: Annotated[str, typer.Argument(help="A time in the window that is meant.")],
+    reason: Annotated[str, typer.Option(help="Why its quality issues are accepted.")],
+    *,
+    by: ByOption,
+) -> None:
+    """Let one window pass that a quality rule has stopped; recorded. The next run archives it."""
+    with open_store(load_settings()) as store:
+        found = accept_window(
+            store.database,
+            tenant,
+            parse_time_us(window),
+            actor=by,
+            reason=reason,
+            now_us=store.database.now_us(),
+        )
+        mirror_change(store)
+    console.print(f"Window {found} of {tenant} goes on with the next run.", highlight=False)
 
 
 def _run(kind: RunKind, tenant: str | None, now: str | None, *, dry_run: bool, workers: int) -> None:
@@ -94,6 +119,7 @@ def _run(kind: RunKind, tenant: str | None, now: str | None, *, dry_run: bool, w
         # Whoever appends or reads goes first; retention has time.
         os.nice(_NICENESS)
         report = run_with_progress(store, tenant, now_us, order=RunOrder(kind, _who()), workers=workers)
+        tidy_host(store, SystemClock().now_us())
     _end(report)
 
 
@@ -189,6 +215,8 @@ def _show_plan(
                 window.target or "[red]destroyed[/]",
                 held or " → ".join(window.steps),
             )
+            for target, key in () if held else window.quarantined:
+                table.add_row("", "", "[yellow]quarantined[/]", "", target, "[red]destroyed[/]", escape(key))
         for warning in plan.warnings:
             errors.print(f"[yellow]{found.tenant_id}:[/] {escape(warning)}", highlight=False)
     if table.row_count:

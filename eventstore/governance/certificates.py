@@ -22,10 +22,11 @@ from eventstore.errors import (
     EventStoreError,
     IntegrityError,
     SetupError,
+    StateError,
 )
 from eventstore.governance.envelope import CERTIFICATE_TYPE, decode
 from eventstore.governance.holds import lock_destruction
-from eventstore.governance.record import put_equal
+from eventstore.governance.record import EntryKind, put_equal, record, required_text
 from eventstore.governance.signing import SigningKey, VerifyKey, verify
 from eventstore.model.certificate import (
     Certificate,
@@ -40,8 +41,10 @@ from eventstore.model.window import WindowState
 
 __all__ = [
     "StoredCertificate",
+    "add_key",
     "check_certificates",
     "get_certificate",
+    "knows_keys",
     "latest_copy",
     "list_certificates",
     "next_certificate",
@@ -109,6 +112,7 @@ def store_certificate(conn: sa.Connection, certificate: Certificate, key: Signin
         problems.append(f"{certificate}: it is of another store")
     if problems:
         raise IntegrityError("; ".join(problems), hint="nothing was destroyed; please report this")
+    _refuse_strange(conn, key.verify_key)
     payload = to_payload(certificate)
     envelope = key.sign(CERTIFICATE_TYPE, payload)
     # As whoever verifies it will read it.
@@ -210,6 +214,45 @@ def remember_key(conn: sa.Connection, key: VerifyKey) -> None:
         )
     elif bytes(known) != key.raw:
         raise IntegrityError(f"another public key is kept as {key.key_id}", hint="look at table signing_keys")
+
+
+def add_key(database: Database, key: VerifyKey, *, actor: str, reason: str, now_us: int) -> None:
+    """Let another key sign for this deployment, from now on beside the others; recorded.
+
+    Raises:
+        InputError: who or why is missing.
+        StateError: it is one of the deployment's keys already.
+    """
+    who, why = required_text("who adds it", actor), required_text("the reason", reason)
+    with database.transaction() as conn:
+        if key.key_id in _key_ids(conn):
+            raise StateError(
+                f"{key.key_id} is a key of this deployment already",
+                hint="to sign with another one, move the file away first, and keep it",
+            )
+        document = {"key_id": key.key_id, "public_key": key.to_pem().decode(), "reason": why}
+        record(conn, EntryKind.SIGNING_KEY_ADDED, None, who, document, now_us)
+        remember_key(conn, key)
+
+
+def knows_keys(conn: sa.Connection) -> bool:
+    """Whether anything of this deployment was signed, or is to be."""
+    return bool(_key_ids(conn))
+
+
+def _key_ids(conn: sa.Connection) -> set[str]:
+    return set(conn.execute(sa.select(signing_keys.c.key_id)).scalars())
+
+
+def _refuse_strange(conn: sa.Connection, key: VerifyKey) -> None:
+    """The first key that signs is the deployment's; a host that made one of its own must not go on with it
+    unnoticed."""
+    known = _key_ids(conn)
+    if known and key.key_id not in known:
+        raise SetupError(
+            f"this host's signing key {key.key_id} is none of this deployment's ({', '.join(sorted(known))})",
+            hint="copy the key file from the host that has it, or run eventstore certificates new-key",
+        )
 
 
 def trusted_keys(conn: sa.Connection) -> dict[str, VerifyKey]:

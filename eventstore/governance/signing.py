@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 from eventstore.errors import IntegrityError, SetupError
 from eventstore.governance.envelope import CERTIFICATE_TYPE, Envelope, Signature, decode, encode, pae
 
-__all__ = ["SigningKey", "VerifyKey", "verify"]
+__all__ = ["MissingKey", "SigningKey", "VerifyKey", "verify"]
 
 _FILE_BYTES_MAX = 16_384  # a key file has about 120
 
@@ -158,6 +158,33 @@ class SigningKey:
         """An envelope (DSSE, JSON) with this payload and one signature. The same bytes every time."""
         signature = Signature(self.key_id, self._private.sign(pae(payload_type, payload)))
         return encode(Envelope(payload_type, payload, (signature,)))
+
+
+class MissingKey(SigningKey):
+    """Stands for the key of a deployment that has one, on a host that does not have it. Whatever needs a key
+    is refused, and all else works."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __repr__(self) -> str:
+        return f"MissingKey({self._path})"
+
+    @property
+    def verify_key(self) -> VerifyKey:  # type: ignore[override]
+        """
+        Raises:
+            SetupError: always.
+        """
+        raise SetupError(
+            f"this deployment signs with a key that is not on this host: there is no {self._path}",
+            hint="copy the file from the host that has it, or run eventstore certificates new-key",
+        )
+
+    def sign(self, payload_type: str, payload: bytes) -> bytes:
+        raise AssertionError(self.verify_key)
 
 
 def verify(envelope: bytes, keys: Mapping[str, VerifyKey], *, payload_type: str = CERTIFICATE_TYPE) -> bytes:

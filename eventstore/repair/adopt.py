@@ -30,7 +30,7 @@ from eventstore.db.tables import (
     watermarks,
     windows,
 )
-from eventstore.errors import StateError
+from eventstore.errors import SetupError, StateError
 from eventstore.governance.certificates import remember_key
 from eventstore.governance.policies import policy_of
 from eventstore.governance.record import EntryKind, take_lock
@@ -55,6 +55,7 @@ __all__ = [
     "finish_rebuild",
     "is_registered",
     "preferred_targets",
+    "refuse_unfinished_rebuild",
 ]
 
 # A row in `jobs` that is there from a rebuild's beginning to its end.
@@ -143,6 +144,21 @@ def finish_rebuild(database: Database) -> None:
     """All tenants are there: from now on the database is as any other."""
     with database.transaction() as conn:
         conn.execute(sa.delete(jobs).where(jobs.c.job == _JOB))
+
+
+def refuse_unfinished_rebuild(database: Database) -> None:
+    """
+    Raises:
+        SetupError: a rebuild of the catalog was begun and has not come to its end: some tenants are not there
+            yet, and would seem never to have been.
+    """
+    with database.transaction() as conn:
+        begun = conn.execute(sa.select(sa.exists().where(jobs.c.job == _JOB))).scalar_one()
+    if begun:
+        raise SetupError(
+            "the catalog of this database is being rebuilt",
+            hint="finish it: eventstore archive rebuild (--leave-out for a tenant that cannot be)",
+        )
 
 
 def is_registered(database: Database, tenant_id: str) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -87,13 +87,15 @@ def rebuild(
     *,
     key: SigningKey,
     trusted: Sequence[VerifyKey] = (),
+    leave_out: Collection[str] = (),
     now_us: int | None = None,
     progress: RebuildProgress | None = None,
     listing: Callable[[str, int], None] | None = None,
 ) -> RebuildReport:
     """Rebuild the catalog. `targets` are all that the store had, under the names they had, opened without
     being bound to the database. `key` signs what has to be certified; certificates signed with it or
-    with one of `trusted` are trusted. `listing` is told a target, and how many of its objects were listed.
+    with one of `trusted` are trusted. Tenants in `leave_out` are not rebuilt, and not waited for; their
+    objects stay as they are. `listing` is told a target, and how many of its objects were listed.
 
     Raises:
         StateError: the database is not empty; says what is in it.
@@ -120,6 +122,9 @@ def rebuild(
         begin_rebuild(database, survey, record, known, now_us)
         names = sorted(survey.segments.keys() | survey.certificates.keys() | record.tenants.keys())
         for name in names:
+            if name in leave_out:
+                report.warnings.append(f"{name} was left out; its objects stay where they are")
+                continue
             if is_registered(database, name):
                 report.present.append(name)
                 continue

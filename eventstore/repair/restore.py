@@ -316,11 +316,12 @@ def list_restores(
     return [_restored(row) for row in conn.execute(query)]
 
 
-def purge_restores(database: Database, now_us: int) -> list[Purged]:
-    """Remove the restores whose time has come, as far as they lie on this machine: the files that a restore's
-    manifest names, the manifest, and the folder if nothing else is in it. Any other file stays."""
+def purge_restores(database: Database, now_us: int, *, tenant_id: str | None = None) -> list[Purged]:
+    """Remove the restores whose time has come, and all of a tenant, as far as they lie on this machine: the
+    files that a restore's manifest names, the manifest, and the folder if nothing else is in it. Any other
+    file stays."""
     with database.transaction() as conn:
-        due = [found for found in list_restores(conn) if found.expires_us <= now_us]
+        due = [r for r in list_restores(conn) if r.expires_us <= now_us or r.tenant_id == tenant_id]
     purged = []
     for found in due:
         done = _remove(database, found, now_us)

@@ -106,10 +106,17 @@ def survey(database: Database, tenant_id: str) -> OffboardSurvey:
 
 
 def offboard(
-    shop: Workshop, tiers: Tiers, order: Offboarding, now_us: int, progress: Progress | None = None
+    shop: Workshop,
+    tiers: Tiers,
+    order: Offboarding,
+    now_us: int,
+    progress: Progress | None = None,
+    *,
+    forget: Callable[[], object] | None = None,
 ) -> OffboardReport:
     """Close a tenant's log, export it, destroy it in both tiers, and leave a certificate. May be killed
-    anywhere: the same call goes on.
+    anywhere: the same call goes on. `forget` is called when the log is destroyed, and removes what this host
+    keeps of the tenant beside the archive.
 
     Raises:
         HeldError: a hold is in force on the tenant. What is not destroyed yet stays.
@@ -146,6 +153,8 @@ def offboard(
         export = check_folder(folder, store_id, tenant_id)
     certificate = _certificate_of(database, tenant_id)
     left = _keep_certificate(folder, certificate)
+    if forget is not None:
+        forget()
     cleared = clear(shop, tiers, tenant, tell)
     return OffboardReport(
         tenant_id, certificate, export, cleared.objects, cleared.size_bytes, (*left, *cleared.left)
