@@ -30,6 +30,7 @@ _BENCHMARKS = {
     "fleet": "tests.bench.fleet",
     "feed": "tests.bench.feed",
     "rls": "tests.bench.rls",
+    "client": "tests.bench.client",
 }
 
 
