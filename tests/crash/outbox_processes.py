@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def record(folder: Path, port: int, life: str, out: int, count: int | None) -> N
         flush_s=0.02,
         batch_events=50,
         roll_bytes=8192,
-        max_bytes=2**20,
+        max_bytes=2**24,
         retry=Retry(first_s=0.01, longest_s=0.1),
     )
     number = 0
@@ -95,6 +96,7 @@ def record(folder: Path, port: int, life: str, out: int, count: int | None) -> N
         recorder.record(_event(life, number))
         number += 1
         os.write(out, b"%d\n" % number)
+        time.sleep(0.01)  # a pace that a flapping server can follow, or all lives but the first find it full
     recorder.flush()
     recorder.close()
 
