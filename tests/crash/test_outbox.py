@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import select
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from tests.unit.helpers import read
 ROOT = Path(__file__).resolve().parents[2]
 MOMENT_S_MAX = 0.6
 WAIT_S = 60
+WORD_S_MAX = 3.0
 LAST = 25  # events of the life that is not killed
 
 
@@ -81,10 +83,12 @@ class World:
         return self.said()
 
     def await_word(self) -> None:
-        """Until the recorder has said something."""
+        """Until the recorder has said something. It says nothing while its outbox is full."""
         assert self.recorder is not None
         assert self.recorder.stdout is not None
-        self._heard = os.read(self.recorder.stdout.fileno(), 1)
+        fd = self.recorder.stdout.fileno()
+        if select.select([fd], [], [], WORD_S_MAX)[0]:
+            self._heard = os.read(fd, 1)
 
     def said(self) -> int:
         assert self.recorder is not None
