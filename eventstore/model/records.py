@@ -29,7 +29,9 @@ __all__ = [
     "derived_id",
 ]
 
-INSERT, UPDATE, INGEST = "insert", "update", "ingest"
+INSERT = "insert"
+UPDATE = "update"
+INGEST = "ingest"
 DATASET = "dataset"  # the entity_type of ingested batches
 # Actions that, on the whole entity, end it. An event after them begins it anew.
 DELETE_ACTIONS = frozenset({"delete", "deleted"})
