@@ -264,18 +264,19 @@ def test_another_tenants_head_stays_as_it_is(site: Site) -> None:
 
 
 _COPIED = (
-    "INSERT INTO hot.{leaf} SELECT '{tenant}', 99, gen_random_uuid(), recorded_at, recorded_at, 'a', 'b',"
+    "INSERT INTO hot.{leaf} SELECT '{tenant}', {seq}, gen_random_uuid(), recorded_at, recorded_at, 'a', 'b',"
     " 'c', '*', NULL, NULL, 'd', 'e', NULL, NULL, hash FROM events LIMIT {count}"
 )
 
 
 def test_a_foreign_leaf_takes_nothing(site: Site) -> None:
-    """And says nothing: it is refused before the first row is looked at, so no id can be tried out there."""
+    """And says nothing: it is refused before the first row is looked at, so no id can be tried out there:
+    seq 6 is taken in it."""
     leaf = leaf_of(site, "globex")
     for tenant in ("acme", None):
         for count in (0, 1):
             with site.raw(tenant) as conn, pytest.raises(psycopg.errors.InsufficientPrivilege) as caught:
-                conn.execute(_COPIED.format(leaf=leaf, tenant="globex", count=count).encode())
+                conn.execute(_COPIED.format(leaf=leaf, tenant="globex", seq=6, count=count).encode())
             assert "another tenant" in str(caught.value)
         with (
             site.raw(tenant) as conn,
@@ -285,11 +286,11 @@ def test_a_foreign_leaf_takes_nothing(site: Site) -> None:
             copy.write(b"")
     own = leaf_of(site, "acme")
     with site.raw() as conn, pytest.raises(psycopg.errors.CheckViolation):
-        conn.execute(_COPIED.format(leaf=own, tenant="globex", count=1).encode())
+        conn.execute(_COPIED.format(leaf=own, tenant="globex", seq=99, count=1).encode())
     with site.raw() as conn:
-        assert conn.execute(_COPIED.format(leaf=own, tenant="acme", count=1).encode()).rowcount == 1
+        assert conn.execute(_COPIED.format(leaf=own, tenant="acme", seq=99, count=1).encode()).rowcount == 1
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            conn.execute((_COPIED.format(leaf=own, tenant="acme", count=0) + " RETURNING *").encode())
+            conn.execute((_COPIED.format(leaf=own, tenant="acme", seq=99, count=0) + " RETURNING *").encode())
 
 
 # --- connections --------------------------------------------------------------------------------------
