@@ -224,8 +224,9 @@ class HeldError(StateError):
 class FeedResetError(StateError):
     """A feed's cursor lies below what still exists: the events that follow it were destroyed.
 
-    `oldest_seq` is the oldest seq behind the cursor that exists; None: there is none yet. `since` is the cursor
-    with which the feed goes on from there. `expired` has what is gone between: certificate, first and last seq.
+    `oldest_seq` is the oldest seq behind the cursor that exists; None: there is none yet. `since` is the
+    cursor with which the feed goes on from there. `expired` has what is gone between: certificate, first and
+    last seq.
     """
 
     code = "feed-reset"

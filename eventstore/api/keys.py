@@ -10,13 +10,13 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from eventstore.api.access import allow
-from eventstore.api.bodies import media_type_of, read_body
+from eventstore.api.governed import read_json
 from eventstore.api.parameters import known_parameters
 from eventstore.api.schemas import accepts, answers
 from eventstore.api.shapes import Time
 from eventstore.catalog.tenants import get_tenant
 from eventstore.clock import parse_time_us, to_iso
-from eventstore.errors import ForbiddenError, InputError, MediaTypeError
+from eventstore.errors import ForbiddenError, InputError
 from eventstore.governance.keys import create_key, list_keys, revoke_key, rotate_key
 from eventstore.governance.record import mirror_or_warn
 from eventstore.model.access import Permission, Principal, Role
@@ -150,7 +150,7 @@ async def list_all(
 )
 async def create(request: Request, caller: Caller) -> Response:
     """The answer shows the key's text, this once."""
-    wanted = await _body(request, NewKey)
+    wanted = await read_json(request, NewKey)
     return await _create(request, caller, wanted, wanted.tenant)
 
 
@@ -205,7 +205,7 @@ async def list_of_tenant(
 )
 async def create_of_tenant(tenant: str, request: Request, caller: Caller) -> Response:
     """The answer shows the key's text, this once."""
-    return await _create(request, caller, await _body(request, NewTenantKey), tenant)
+    return await _create(request, caller, await read_json(request, NewTenantKey), tenant)
 
 
 @router.delete(
@@ -285,7 +285,7 @@ async def _revoke(request: Request, caller: Principal, key_id: str, tenant: str 
 
 
 async def _rotate(request: Request, caller: Principal, key_id: str, tenant: str | None) -> Response:
-    wanted = await _body(request, Rotation)
+    wanted = await read_json(request, Rotation)
     overlap_us = parse_duration_us(wanted.overlap)
 
     def replace(store: Store, now_us: int) -> KeyView:
@@ -316,22 +316,6 @@ async def _changing(
         return _json(view, status)
 
     return await run_in_threadpool(run)
-
-
-async def _body(request: Request, shape: type[Body]) -> Body:
-    """The request's body; an empty one is an object without members.
-
-    Raises:
-        MediaTypeError, TooLargeError
-        InputError: it is not as the shape says.
-    """
-    body = await read_body(request, _BODY_BYTES_MAX)
-    if media_type_of(request) != "application/json":
-        raise MediaTypeError(f"the media type {media_type_of(request)!r} is not taken", hint="send JSON")
-    try:
-        return msgspec.json.decode(body or b"{}", type=shape)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        raise InputError(f"the body: {e}", hint="see /openapi.json for what it takes") from e
 
 
 def _expiry(expires: str | None, expires_in: str | None, now_us: int) -> int | None:

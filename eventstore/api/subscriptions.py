@@ -10,26 +10,22 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from eventstore.api.access import allow, principal_of
-from eventstore.api.bodies import media_type_of, read_body
 from eventstore.api.feed_hub import FeedHub
+from eventstore.api.governed import read_json
 from eventstore.api.limits import feed_slot
 from eventstore.api.parameters import known_parameters
 from eventstore.api.reads import Read, ReadAction, reading
 from eventstore.api.schemas import accepts, answers
 from eventstore.api.shapes import EVENT_EXAMPLE, StoredEvent, Time
 from eventstore.clock import to_iso
-from eventstore.errors import EventStoreError, InputError, MediaTypeError
+from eventstore.errors import EventStoreError
+from eventstore.governance.slots import acknowledge, claim_slots, leave, note_delivered, renew
 from eventstore.governance.subscriptions import (
     SubscriptionState,
-    acknowledge,
-    claim_slots,
     create_subscription,
     delete_subscription,
     get_subscription,
-    leave,
     list_subscriptions,
-    note_delivered,
-    renew,
     seek,
 )
 from eventstore.hot.wake import Wakes
@@ -191,7 +187,7 @@ async def list_all(tenant: str, request: Request) -> Response:
 )
 async def create(tenant: str, request: Request) -> Response:
     """Making one again with the same terms changes nothing, and shows where it is."""
-    given = await _body(request, NewSubscription)
+    given = await read_json(request, NewSubscription)
     store, by = _store(request), principal_of(request).subject
 
     def make() -> Response:
@@ -234,7 +230,7 @@ async def delete(tenant: str, subscription: str, request: Request) -> Response:
 )
 async def move(tenant: str, subscription: str, request: Request) -> Response:
     """What members were given before can no longer be acknowledged."""
-    given = await _body(request, Seek)
+    given = await read_json(request, Seek)
     store = _store(request)
     return await run_in_threadpool(
         lambda: _json(_view(seek(store.database, tenant, subscription, given.after)))
@@ -251,7 +247,7 @@ async def poll(
     tenant: str, subscription: str, request: Request, read: Annotated[Read, reading(ReadAction.FEED)]
 ) -> Response:
     """Claims or renews the member's share of slots. What was given and not acknowledged is given again."""
-    given = await _body(request, Poll)
+    given = await read_json(request, Poll)
     polling = _Polling(request, tenant, subscription, given, read)
     try:
         with feed_slot(request):
@@ -272,7 +268,7 @@ async def poll(
 )
 async def ack(tenant: str, subscription: str, request: Request) -> Response:
     """Moves the cursors, and keeps the slots for another lease."""
-    given = await _body(request, Acknowledgement)
+    given = await read_json(request, Acknowledgement)
     receipt = Receipt.decode(given.receipt)
     store = _store(request)
 
@@ -292,7 +288,7 @@ async def ack(tenant: str, subscription: str, request: Request) -> Response:
 )
 async def heartbeat(tenant: str, subscription: str, request: Request) -> Response:
     """For work that takes longer than the lease."""
-    given = await _body(request, Member)
+    given = await read_json(request, Member)
     store = _store(request)
     return await run_in_threadpool(
         lambda: _json(Kept(renew(store.database, tenant, subscription, given.member)))
@@ -307,7 +303,7 @@ async def heartbeat(tenant: str, subscription: str, request: Request) -> Respons
 )
 async def depart(tenant: str, subscription: str, request: Request) -> Response:
     """At once, where silence would take a lease."""
-    given = await _body(request, Member)
+    given = await read_json(request, Member)
     store = _store(request)
     return await run_in_threadpool(
         lambda: _json(Kept(leave(store.database, tenant, subscription, given.member)))
@@ -389,17 +385,6 @@ class _Polling:
 def _store(request: Request) -> Store:
     store: Store = request.app.state.store
     return store
-
-
-async def _body(request: Request, shape: type[Body]) -> Body:
-    if media_type_of(request) != "application/json":
-        raise MediaTypeError(
-            f"the media type {media_type_of(request)!r} is not taken", hint="use application/json"
-        )
-    try:
-        return msgspec.json.decode(await read_body(request, _BODY_BYTES_MAX), type=shape)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise InputError(f"the body: {e}", hint="see /openapi.json") from e
 
 
 def _view(state: SubscriptionState) -> SubscriptionView:

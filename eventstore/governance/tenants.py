@@ -35,8 +35,8 @@ def create_tenant(
     that nobody else may take.
 
     Raises:
-        InputError: not a slug, or reserved; or the policy contradicts itself together with the default, or names a target
-            that is not among those known.
+        InputError: not a slug, or reserved; or the policy contradicts itself together with the default, or
+            names a target that is not among those known.
         TenantExistsError: it is registered already.
         BusyError: another change of policies took too long.
     """
