@@ -134,7 +134,8 @@ class Settings(BaseSettings):
     )
     feed_keepalive: Duration = Field(
         "15s",
-        description="How long a feed may be silent before a sign of life is sent; so often its key is looked at.",
+        description="How long a feed may be silent before a sign of life is sent; so often its key is "
+        "looked at.",
     )
     feed_stall: Duration = Field(
         "30s", description="How long a feed's consumer may take nothing in before it is disconnected."
