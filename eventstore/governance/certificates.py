@@ -50,6 +50,7 @@ __all__ = [
     "next_certificate",
     "put_certificate",
     "remember_key",
+    "signing_time_us",
     "store_certificate",
     "store_copies",
     "trusted_keys",
@@ -92,6 +93,11 @@ def next_certificate(conn: sa.Connection, tenant_id: str) -> tuple[int, bytes]:
     if last is not None:
         return last.number + 1, bytes(last.payload_sha256)
     return 1, certificate_start(_store_id(conn), tenant_id)
+
+
+def signing_time_us(conn: sa.Connection) -> int:
+    """The time at which a certificate is signed: the database's, which no simulated clock moves."""
+    return to_us(conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one())
 
 
 def _store_id(conn: sa.Connection) -> str:

@@ -66,6 +66,8 @@ class Certificate:
     `policy_version` 0 is the built-in default; `policy` is that version's document, as text.
     `head_seq`, `head_hash` and `head_recorded_at_us` are the tenant's head when this was issued. Whoever
     cuts off the end of the log later has to explain them.
+    `issued_at_us` is the time at which it was decided, that of the run: a simulated one may lie in the past.
+    `signed_at_us` is the real time of signing, by the database's clock.
     `number` counts the tenant's certificates from 1; `previous_sha256` is the SHA-256 of the payload of
     the one before, or `certificate_start` for the first.
     """
@@ -91,6 +93,7 @@ class Certificate:
     decided_by: str
     reason: str
     issued_at_us: int
+    signed_at_us: int
     format_version: int = CERTIFICATE_VERSION
 
     def __str__(self) -> str:
@@ -143,6 +146,7 @@ class _Payload(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     decided_by: _Name
     reason: _Words
     issued_at: str
+    signed_at: str
 
 
 class _VersionOnly(msgspec.Struct):

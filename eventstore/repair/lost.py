@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from eventstore.clock import US_PER_S
-from eventstore.governance.certificates import next_certificate, store_certificate
+from eventstore.governance.certificates import next_certificate, signing_time_us, store_certificate
 from eventstore.governance.policies import policy_of
 from eventstore.governance.signing import SigningKey
 from eventstore.model.certificate import Certificate, CertificateKind
@@ -66,6 +66,7 @@ def certify_lost(
         decided_by=_BY,
         reason=_REASON,
         issued_at_us=now_us,
+        signed_at_us=signing_time_us(conn),
     )
     store_certificate(conn, certificate, key)
     window = ChosenWindow(

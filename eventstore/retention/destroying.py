@@ -30,7 +30,7 @@ from eventstore.db.locks import DROP_LAST_LOCK_TIMEOUT_MS, DROP_LOCK_TIMEOUT_MS
 from eventstore.db.partitions import SCHEMA
 from eventstore.db.tables import deployment, heads, segments, tasks, tenants, watermarks, windows
 from eventstore.errors import BusyError, CoverageError, StateError
-from eventstore.governance.certificates import next_certificate, store_certificate
+from eventstore.governance.certificates import next_certificate, signing_time_us, store_certificate
 from eventstore.governance.holds import assert_not_held
 from eventstore.governance.policies import policy_of
 from eventstore.governance.record import EntryKind, record
@@ -190,6 +190,7 @@ def _certificate(
         decided_by=by,
         reason=reason,
         issued_at_us=now_us,
+        signed_at_us=signing_time_us(conn),
     )
 
 

@@ -19,7 +19,12 @@ from eventstore.catalog.windows import (
 from eventstore.clock import to_us
 from eventstore.db.tables import deployment, heads
 from eventstore.errors import StateError
-from eventstore.governance.certificates import next_certificate, store_certificate, store_copies
+from eventstore.governance.certificates import (
+    next_certificate,
+    signing_time_us,
+    store_certificate,
+    store_copies,
+)
 from eventstore.governance.holds import holds_in_force, lock_destruction
 from eventstore.governance.policies import policy_of
 from eventstore.model.certificate import Certificate, CertificateKind, DestroyedSegment
@@ -138,5 +143,6 @@ def _certify(conn: sa.Connection, task: TaskContext, policy: PolicyInForce, segm
         decided_by=task.requested_by,
         reason=f"expired under policy {policy.policy_no}: {policy.policy.in_words()}",
         issued_at_us=task.now_us,
+        signed_at_us=signing_time_us(conn),
     )
     store_certificate(conn, certificate, task.shop.key)

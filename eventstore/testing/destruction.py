@@ -20,7 +20,7 @@ _MEMBERS = {
     *("format_version", "store_id", "tenant_id", "number", "previous_sha256", "kind", "window_from"),
     *("window_to", "first_seq", "last_seq", "event_count", "hash_before", "hash_after", "segments"),
     *("policy_version", "policy", "head_seq", "head_hash", "head_recorded_at", "decided_by", "reason"),
-    "issued_at",
+    *("issued_at", "signed_at"),
 }
 _COPY = re.compile(r"tenant_id=([^/]+)/certificates/(\d{8})\.json")
 # What belongs to no window: whose archive it is, copies of governance and keys, and left probes.

@@ -641,6 +641,7 @@ def certificate(conn: sa.Connection, day: int, **values: Any) -> Certificate:
         decided_by="scheduler",
         reason="expired",
         issued_at_us=NOW_US + day,
+        signed_at_us=NOW_US + day,
     )
     return replace(made, **values)
 

@@ -141,7 +141,11 @@ def test_a_second_host_signs_with_no_key_of_its_own_unless_it_is_told_to(
         report = other.compactor.run(other.compactor.tenants(), LATER_US + DAY_US, order=later)
         assert report.outcomes[0].windows == 1
     with kept.database.transaction() as conn:
-        signed = [stored.key_ids for stored in list_certificates(conn, "acme")]
+        stored = list_certificates(conn, "acme")
+    signed = [one.key_ids for one in stored]
+    # Decided at the run's time, which is simulated, and signed now.
+    assert stored[0].certificate.issued_at_us == LATER_US
+    assert abs(stored[0].certificate.signed_at_us - kept.database.now_us()) < DAY_US // 24
     assert signed == [(kept.key.key_id,), (stray.key_id,)]
     (entry,) = execute(kept.database.url, "SELECT actor FROM governance WHERE kind = 'signing_key_added'")
     assert entry == ("ann",)

@@ -265,6 +265,7 @@ class Tiered:
                 decided_by="test",
                 reason="test",
                 issued_at_us=last_us,
+                signed_at_us=last_us,
             )
             store_certificate(conn, certificate, self.lab.key)
             expire_window(conn, self.name, record)

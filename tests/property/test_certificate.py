@@ -66,6 +66,7 @@ certificates = st.builds(
     decided_by=words,
     reason=words,
     issued_at_us=times,
+    signed_at_us=times,
     format_version=st.just(1),
 )
 
@@ -164,7 +165,7 @@ def test_chains_over_windows_in_any_order_are_whole(sizes: list[int], data: st.D
             first_seq=first, last_seq=last, event_count=sizes[at],
             hash_before=log_hash(first - 1), hash_after=log_hash(last), segments=(),
             policy_version=0, policy="p", head_seq=head, head_hash=log_hash(head), head_recorded_at_us=head,
-            decided_by="d", reason="r", issued_at_us=number,
+            decided_by="d", reason="r", issued_at_us=number, signed_at_us=number,
         )  # fmt: skip
         payload = to_payload(certificate)
         chain.append((certificate, payload))

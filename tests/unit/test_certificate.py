@@ -76,6 +76,7 @@ def expired(day: int, *, number: int = 1, previous: bytes = b"", head_seq: int =
         decided_by="scheduler",
         reason="past its policy",
         issued_at_us=DAY0_US + (100 + number) * DAY_US,
+        signed_at_us=DAY0_US + (101 + number) * DAY_US,
     )
 
 
@@ -197,6 +198,7 @@ def test_an_unknown_member_is_named() -> None:
         ("window_from", "2024-03-01T00:00:00"),
         ("window_to", 1),
         ("issued_at", None),
+        ("signed_at", "today"),
         ("head_recorded_at", "10000-01-01T00:00:00Z"),
         ("first_seq", 0),
         ("last_seq", -1),
