@@ -201,6 +201,8 @@ class TaskContext:
                 created=stored.created,
             )
         )
+        if self.segments > 1:  # a window of one file is soon cut over; of a larger one each is told at once
+            self.tell_waiting()
         self.check_stop()
 
     def take_back(self) -> None:
