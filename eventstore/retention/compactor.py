@@ -196,7 +196,6 @@ class Compactor:
             self._database, kind=order.kind, now_us=now_us, requested_by=order.requested_by, holder=holder
         )
         self._take_over(journal, tenants, order.kind)
-        self._mirror(journal)
         with self._database.transaction() as conn:
             # Units by the clock of the appends, whose windows they align.
             policies, at_run = policies_at(conn, real_us, now_us)
@@ -205,6 +204,7 @@ class Compactor:
             if order.kind is RunKind.EXPIRY:
                 names = {tenant.tenant_id for tenant in worth}
                 _unlist(conn, [t.tenant_id for t in tenants if t.tenant_id not in names])
+        self._mirror(journal)
         for tenant in worth:
             try:
                 plan = self.plan(tenant, now_us, order.kind)
