@@ -3,6 +3,7 @@ input or output here."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Literal
 
@@ -22,6 +23,8 @@ __all__ = ["Following", "OnReset"]
 OnReset = Literal["raise", "yield"]
 # Longer than the pauses between the server's keep-alives: silence means that the connection is gone.
 READ_TIMEOUT_S = 60.0
+# A feed that went on for so long was no failure, though a quiet log gave it nothing to bring.
+_LASTED_S = 10.0
 
 
 class Following:
@@ -44,6 +47,7 @@ class Following:
         self._retry = retry
         self._attempts = attempts
         self._failures = 0
+        self._began_s: float | None = None  # when this connection brought its first message
         self._hint_s = 0.0  # the pause that the server asks for
         self.over = False  # this connection has said what it had to say
 
@@ -53,7 +57,7 @@ class Following:
 
     def connect(self) -> tuple[dict[str, str], dict[str, str]]:
         """The parameters and headers with which the feed goes on."""
-        self.over = False
+        self.over, self._began_s = False, None
         headers = {"accept": "text/event-stream", "cache-control": "no-store"}
         return {"since": str(self.since), **self._filters}, headers
 
@@ -63,6 +67,8 @@ class Following:
         Raises:
             EventStoreError: an error of the feed's.
         """
+        if self._began_s is None:
+            self._began_s = time.monotonic()
         if message.retry is not None:
             self._hint_s = message.retry / 1000
         if message.event in ("feed_reset", "error"):
@@ -70,8 +76,9 @@ class Following:
                 error_from_problem(msgspec.json.decode(message.data), tenant=self._calls.tenant)
             )
         if message.data == "":
-            if message.id.isdigit():
-                self.since = max(self.since, int(message.id))  # looked at, and not wanted
+            if message.id.isdigit() and int(message.id) > self.since:
+                self.since = int(message.id)  # looked at, and not wanted
+                self._failures = 0
             return None
         event = decode_event(message.data)
         self._failures = 0
@@ -86,7 +93,8 @@ class Following:
         if isinstance(error, FeedResetError) and self._on_reset == "yield":
             self.over, self.since = True, error.since
             return FeedReset(since=error.since, oldest_seq=error.oldest_seq, expired=error.expired)
-        if isinstance(error, RetryError) and self._failures + 1 < self._retry.attempts:
+        self._forgive()
+        if isinstance(error, RetryError) and not self._is_last():
             self.over = True  # `ended` counts it
             return None
         raise error
@@ -114,14 +122,26 @@ class Following:
         """
         if isinstance(error, SSEError | httpx.UnsupportedProtocol):
             raise unreachable(error) from error
+        if not isinstance(error, httpx.ReadTimeout):  # silence lasts, too
+            self._forgive()
         return self._failed(unreachable(error))
 
     def ended(self) -> float:
         """The pause after a connection that the server closed."""
+        self._forgive()
         return self._failed(RetryError("the feed ends each time before it brings anything"))
 
+    def _forgive(self) -> None:
+        """Forget the failures before a connection that lasted."""
+        if self._began_s is not None and time.monotonic() - self._began_s >= _LASTED_S:
+            self._failures = 0
+
+    def _is_last(self) -> bool:
+        """Whether one more failure is one too many."""
+        return self._attempts is not None and self._failures + 1 >= self._attempts
+
     def _failed(self, error: EventStoreError) -> float:
-        self._failures += 1
-        if self._attempts is not None and self._failures >= self._attempts:
+        if self._is_last():
             raise error
+        self._failures += 1
         return max(self._retry.pause_s(self._failures), self._hint_s)

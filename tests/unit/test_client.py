@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from eventstore.api.problems import from_error
-from eventstore.client import AsyncClient, Client, Event, FeedReset, NewEvent, Retry, frames
+from eventstore.client import AsyncClient, Client, Event, FeedReset, NewEvent, Retry, feeding, frames
 from eventstore.client.problems import error_from_answer
 from eventstore.errors import (
     CoverageError,
@@ -346,7 +346,7 @@ def test_errors_on_the_stream_raise(both: Callable[..., Both]) -> None:
         both(Script(stream(message(1), told("error", CoverageError("a gap")))))("feed")
     script = Script(*[stream(told("error", TargetUnavailableError("the archive is away")))] * 3)
     with pytest.raises(TargetUnavailableError):
-        both(script)("feed")
+        both(script)("feed", attempts=3)
     assert script.answers == [], "what may pass is tried again, in bounds"
     with pytest.raises(TenantNotFoundError):
         both(Script(problem(TenantNotFoundError("acme"))))("feed")
@@ -354,6 +354,22 @@ def test_errors_on_the_stream_raise(both: Callable[..., Both]) -> None:
         both(Script(httpx.Response(200, text="<html>")))("feed")
     with pytest.raises(RetryError, match="refused"):
         both(Script(*[httpx.ConnectError("refused")] * 2))("feed", attempts=2)
+
+
+def test_a_feed_of_a_quiet_log_does_not_give_up(
+    both: Callable[..., Both], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = [stream(told("error", TargetUnavailableError("the archive is away")))] * 9
+    assert both(Script(*away, stream(message(1))))("feed", take=1)[0].seq == 1, "without bounds: for ever"
+
+    looked = [stream(b"id: %d\n\n" % seq) for seq in (10, 20, 30)]
+    assert both(Script(*looked, stream(message(31))))("feed", actor="ann", attempts=2, take=1)[0].seq == 31
+
+    ended = [stream(b"retry: 0\n\n")] * 3
+    with pytest.raises(RetryError, match="ends each time"):
+        both(Script(*ended))("feed", attempts=3)
+    monkeypatch.setattr(feeding, "_LASTED_S", 0.0)
+    assert both(Script(*ended, stream(message(1))))("feed", attempts=2, take=1)[0].seq == 1, "each lasted"
 
 
 # --- exporting ------------------------------------------------------------------------------------------
