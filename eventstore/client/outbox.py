@@ -17,6 +17,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 
@@ -129,6 +130,8 @@ class Outbox:
             for _, path in files:
                 path.unlink()
             self._starts, self._sizes, last = [], [], known.acknowledged
+            # What was marked behind it went, too, and its numbers are given anew.
+            self._cursor.write(Cursor(last, last))
         elif last < known.marked:
             _log.warning(
                 "%s: the events %d to %d were about to be sent, and are lost",
@@ -138,7 +141,7 @@ class Outbox:
             )
             self._cursor.write(Cursor(known.acknowledged, last))
         self._last = last
-        self._rejected_bytes = sum(path.stat().st_size for _, path in _files(self.folder, "rejected"))
+        self.count_rejected()
         self._fresh = not self._starts
         if self._starts:
             self._fd = os.open(self._path(self._starts[-1]), os.O_WRONLY | os.O_APPEND)
@@ -293,6 +296,15 @@ class Outbox:
     def rejected(self) -> int:
         """How many events lie aside."""
         return sum(path.read_bytes().count(b"\n") for _, path in _files(self.folder, "rejected"))
+
+    def count_rejected(self) -> None:
+        """See anew what the rejected events take: whoever has looked at them removes them."""
+        size_bytes = 0
+        with self._lock:
+            for _, path in _files(self.folder, "rejected"):
+                with suppress(FileNotFoundError):  # removed just now
+                    size_bytes += path.stat().st_size
+            self._rejected_bytes = size_bytes
 
     def close(self) -> None:
         """Let go of it; what it holds stays for the next owner."""

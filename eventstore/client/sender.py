@@ -31,6 +31,8 @@ from eventstore.errors import (
 __all__ = ["Rejected", "Sender"]
 
 _RETRY_AFTER_MAX_S = 300.0
+# After so many batches of a size that had to be found, one of twice as many events is tried.
+_GROW_AFTER = 100
 # Raised before a byte of the request was sent.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
@@ -72,6 +74,7 @@ class Sender:
         # What is acknowledged may be ahead of the cursor, which is written with the next mark or by `settle`.
         self._acknowledged = outbox.cursor.acknowledged
         self._count_max = batch_events
+        self._taken = 0  # batches since that changed
         self._refused: Rejected | None = None
         self._asked_s = 0  # by a Retry-After
         self.failures = 0
@@ -139,11 +142,17 @@ class Sender:
         if response.is_success:
             self._check(response, len(lines))
             self._acknowledged = last
-            self._count_max = self._batch_events
+            self._grow()
             return
         if response.status_code < 500:
             self._unmark()  # refused, so nothing of it is stored
         self._refusal(response, lines)
+
+    def _grow(self) -> None:
+        """Keep the size that was taken, for the next batches are as large; yet not for ever."""
+        self._taken += 1
+        if self._taken >= _GROW_AFTER:
+            self._taken, self._count_max = 0, min(2 * self._count_max, self._batch_events)
 
     def _unmark(self) -> None:
         self._outbox.move(Cursor(self._acknowledged, self._acknowledged))
@@ -166,7 +175,7 @@ class Sender:
             raise error
         line = error.place.line if isinstance(error, InvalidEventError | TooLargeError) else None
         if line is None and len(lines) > 1:
-            self._count_max = len(lines) // 2
+            self._taken, self._count_max = 0, len(lines) // 2
             return
         index = 0 if line is None else min(line, len(lines)) - 1
         self._refused = Rejected(self._acknowledged + 1 + index, lines[index], error)

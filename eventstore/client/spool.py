@@ -18,6 +18,7 @@ Full = Literal["block", "raise"]
 # What may wait in memory for the disk.
 _PENDING_BYTES_MAX = 8 * 2**20
 _DISK_PAUSE_S = 0.5
+_LOOK_S = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -95,14 +96,22 @@ class Spool:
             if self._closing:
                 raise SetupError("the recorder is closed")
             stuck = self.error is not None
-            fits = self._outbox.size_bytes + self._pending_bytes + size <= self._max_bytes
+            fits = self._fits(size)
+            if not fits:
+                self._outbox.count_rejected()
+                fits = self._fits(size)
             if fits and not stuck and self._pending_bytes + size <= _PENDING_BYTES_MAX:
                 return
             left_s = None if deadline is None else deadline - time.monotonic()
             # A queue for a disk that works is no full outbox: it moves at once.
             if (full == "raise" and (stuck or not fits)) or (left_s is not None and left_s <= 0):
                 raise self._no_room()
-            self._room.wait(left_s)
+            # Nobody tells us when rejected events are removed.
+            look_s = None if fits else _LOOK_S
+            self._room.wait(min((s for s in (left_s, look_s) if s is not None), default=None))
+
+    def _fits(self, size: int) -> bool:
+        return self._outbox.size_bytes + self._pending_bytes + size <= self._max_bytes
 
     def _no_room(self) -> BusyError:
         if self.error is not None:

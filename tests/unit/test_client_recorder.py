@@ -310,6 +310,20 @@ def test_a_full_outbox_blocks_until_there_is_room(client: Client, folder: Path, 
     assert store.entities == [str(n) for n in range(count + 1)]
 
 
+def test_removing_rejected_events_makes_room(client: Client, folder: Path) -> None:
+    with Recorder(client, folder, **SMALL, **QUICK) as recorder:
+        aside = folder / f"rejected-{1:020d}.jsonl"
+        aside.write_bytes(b"x" * 3999)
+        recorder._outbox.count_rejected()
+        with pytest.raises(BusyError):
+            recorder.record(event(), full="raise")
+        thread = threading.Thread(target=recorder.record, args=(event(),))
+        thread.start()
+        aside.unlink()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
 def test_a_maximum_that_two_files_do_not_fit_in_is_refused(client: Client, folder: Path) -> None:
     with pytest.raises(Exception, match="max_bytes"):
         Recorder(client, folder, max_bytes=2**20)

@@ -221,6 +221,19 @@ def test_a_request_that_is_too_large_is_halved(box: Box, store: FakeStore) -> No
     assert (store.log, box.rejected) == (ids(1, 6), [])
 
 
+def test_the_size_that_is_taken_is_kept(box: Box, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eventstore.client.sender._GROW_AFTER", 3)
+    box.outbox.append([line(n) for n in range(1, 13)])  # a file holds four
+    store.lines_max = 1
+    for _ in range(5):
+        box.sender.step()
+    assert (store.log, len(store.requests)) == (ids(1, 3), 5), "halved twice, and not anew"
+    store.lines_max = 4
+    box.drain()
+    assert store.log == ids(1, 12)
+    assert len(store.requests) < 5 + 9, "and grown again"
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 500])
 def test_what_is_no_fault_of_an_event_keeps_all_of_them(box: Box, store: FakeStore, status: int) -> None:
     box.outbox.append([line(1)])

@@ -73,6 +73,19 @@ def test_numbers_go_on_after_reopening_even_when_everything_was_pruned(folder: P
     again.close()
 
 
+def test_what_was_marked_and_lost_with_the_files_is_marked_no_longer(folder: Path) -> None:
+    box = Outbox(folder)
+    box.append(lines(1, 9))
+    box.move(Cursor(5, 9))
+    box.close()
+    (folder / names(folder)[0]).write_bytes(b"".join(lines(1, 3)))
+    again = Outbox(folder)
+    assert (again.last, again.cursor) == (5, Cursor(5, 5))
+    again.append([line(6)])
+    again.move(Cursor(6, 6))
+    again.close()
+
+
 def test_a_batch_is_read_from_where_the_last_one_ended(outbox: Outbox) -> None:
     outbox.append(lines(1, 3))
     outbox.append(lines(4, 6))
@@ -303,3 +316,8 @@ def test_an_event_is_put_aside_once_with_its_reason(outbox: Outbox, folder: Path
         (3, "too-large", "e3"),
     ]
     assert outbox.rejected() == 2
+    before = outbox.size_bytes
+    size = path.stat().st_size
+    path.unlink()
+    outbox.count_rejected()
+    assert outbox.size_bytes == before - size
