@@ -43,6 +43,8 @@ Record = RecordInsert | RecordUpdate | RecordIngest
 _PREFIX, _SUFFIX = "/v1/tenants/", "/events"
 # Bodies up to this size are parsed in less time than it takes to hand them to a thread.
 _INLINE_BYTES_MAX = 16_384
+# Answers of up to so many events are written in a few milliseconds.
+_INLINE_EVENTS_MAX = 2000
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -90,7 +92,10 @@ class AppendService:
         quick = len(body) <= _INLINE_BYTES_MAX
         appending = parse(body) if quick else await run_in_threadpool(parse, body)
         result = await self._answers.of(self._committer.submit(tenant, appending))
-        content = _ENCODER.encode(_appended(result, with_events))
+        if with_events and len(result.seqs) > _INLINE_EVENTS_MAX:
+            content = await run_in_threadpool(_content, result, with_events)
+        else:
+            content = _content(result, with_events)
         return Response(content, 201, media_type="application/json")
 
     async def flush(self, tenant: str) -> int:
@@ -134,6 +139,10 @@ def _appended(result: AppendResult, with_events: bool) -> Appended:
     if with_events:
         listed = [Stored(s, format_uuid(i)) for s, i in zip(result.seqs, result.event_ids, strict=True)]
     return Appended(result.first_seq, result.last_seq, result.count, result.duplicates, listed)
+
+
+def _content(result: AppendResult, with_events: bool) -> bytes:
+    return _ENCODER.encode(_appended(result, with_events))
 
 
 class _Answers:

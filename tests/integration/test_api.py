@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -11,6 +12,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from eventstore.api import append as append_module
 from eventstore.clock import to_iso
 from tests.integration.apiserver import (
     BODY_BYTES_MAX,
@@ -94,6 +96,24 @@ def test_many_events_as_an_array_and_as_a_stream(tenant: Tenant) -> None:
     short = tenant.post(event(), events="false").json()
     assert "events" not in short
     assert short["count"] == 1
+
+
+def test_a_long_answer_is_written_beside_the_event_loop(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written_in: list[bool] = []
+    write = append_module._content
+
+    def noted(*args: Any) -> bytes:
+        written_in.append(sys._getframe(1).f_code.co_name == "respond")
+        return write(*args)
+
+    monkeypatch.setattr(append_module, "_INLINE_EVENTS_MAX", 2)
+    monkeypatch.setattr(append_module, "_content", noted)
+    for count in (2, 3):
+        answer = tenant.append(*[event(entity_id=str(n)) for n in range(count)])
+        assert len(answer["events"]) == count
+    assert written_in == [True, False]
 
 
 def test_a_repeat_is_answered_alike(tenant: Tenant) -> None:
