@@ -61,7 +61,10 @@ def handler(recorder: Recorder) -> Iterator[EventHandler]:
 
 def test_log_records_become_events(handler: EventHandler, recorded: Any) -> None:
     log = logging.getLogger("shop.cart")
-    log.warning("limit of %s raised\0 \ud800", "ann")
+    # Handed over by hand: no report of a test run could hold this text.
+    odd = "limit of %s raised\0 \ud800"
+    here = "test_log_records_become_events"
+    handler.handle(log.makeRecord(log.name, logging.WARNING, __file__, 1, odd, ("ann",), None, func=here))
     try:
         raise ValueError("why")
     except ValueError:
