@@ -13,11 +13,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from eventstore.access.limits import FeedSlot
 from eventstore.api import problems
-from eventstore.api.access import Authentication, allow, check
+from eventstore.api.access import allow, check, recheck
 from eventstore.api.feed_hub import FeedHub, Follower
 from eventstore.api.limits import feed_slot
 from eventstore.api.parameters import known_parameters
 from eventstore.api.reads import Read, ReadAction, reading
+from eventstore.api.waiting import gone, unless_gone
 from eventstore.app import Store
 from eventstore.clock import US_PER_S
 from eventstore.errors import EventStoreError, FeedResetError, InputError
@@ -112,9 +113,13 @@ async def feed(
             )
         with feed_slot(request):
             form = Form(wanted, Framing.LINES)
-            return await _logged_poll(
-                hub, read, form, after, wait_s, PAGE_LIMIT_MAX if limit is None else limit
-            )
+            most = PAGE_LIMIT_MAX if limit is None else limit
+            polling = _logged_poll(hub, request, read, form, after, wait_s, most)
+            response = await unless_gone(request.receive, polling)
+        if response is None:
+            await hub.in_thread(read.answered)
+            response = Response(status_code=204)  # to nobody
+        return response
     if wait is not None or limit is not None:
         raise InputError("wait and limit are for long polls", hint=f"ask with Accept: {_NDJSON}")
     slot = feed_slot(request)
@@ -135,13 +140,13 @@ def _framing(request: Request) -> Framing:
 
 
 async def _logged_poll(
-    hub: FeedHub, read: Read, form: Form, after: int, wait_s: float, limit: int
+    hub: FeedHub, request: Request, read: Read, form: Form, after: int, wait_s: float, limit: int
 ) -> Response:
     """A poll, and its entry in the log of reads."""
     reader = hub.reader.metered(read.meter)
     try:
         async with hub.following(read.asked.tenant_id, form, after, reader) as follower:
-            response, count = await _poll(follower, wait_s, limit)
+            response, count = await _poll(follower, request, read.asked.tenant_id, wait_s, limit)
             read.covers(events=count, seqs=(after + 1, follower.cursor))
     except EventStoreError as e:
         error = e
@@ -151,7 +156,9 @@ async def _logged_poll(
     return response
 
 
-async def _poll(follower: Follower, wait_s: float, limit: int) -> tuple[Response, int]:
+async def _poll(
+    follower: Follower, request: Request, tenant: str, wait_s: float, limit: int
+) -> tuple[Response, int]:
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s
     search_until = until + _SEARCH_S
@@ -164,6 +171,9 @@ async def _poll(follower: Follower, wait_s: float, limit: int) -> tuple[Response
             if not count:
                 raise
             break  # the next poll meets it again, at its beginning
+        if not count:
+            # A key may have been revoked while it waited.
+            check(await recheck(request), Permission.READ, tenant)
         if part is None:
             break
         found.append(part.data)
@@ -203,7 +213,7 @@ class _Stream(Response):
     async def _stream(self, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         writing = asyncio.create_task(self._run(send))
-        leaving = asyncio.create_task(_gone(receive))
+        leaving = asyncio.create_task(gone(receive))
         try:
             await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -264,8 +274,7 @@ class _Stream(Response):
 
     async def _check_caller(self) -> None:
         """Whether what opened the feed still opens it: a key may have been revoked, a token may be over."""
-        authentication: Authentication = self._request.app.state.authentication
-        check(await authentication.caller(self._request.scope), Permission.READ, self._tenant)
+        check(await recheck(self._request), Permission.READ, self._tenant)
 
 
 class _StalledError(Exception):
@@ -287,12 +296,6 @@ class _Writer:
                     await self._send(message)
             except TimeoutError as e:
                 raise _StalledError from e
-
-
-async def _gone(receive: Receive) -> None:
-    """Until the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _told(error: EventStoreError) -> bytes:

@@ -26,6 +26,8 @@ T = TypeVar("T")
 # Threads at the ends of logs, and threads that read by cursors: a long replay holds no live feed up.
 _TAIL_THREADS = 2
 _REPLAY_THREADS = 4
+# Threads of subscriptions, which look through logs and write to their slots: those hold no feed up.
+_SUBSCRIPTION_THREADS = 4
 # How often an end is looked at without being woken, in seconds; less often where there are many.
 _POLL_S = 1.0
 _POLL_EACH_S = 0.002
@@ -50,6 +52,7 @@ class FeedHub:
         self._followers = 0
         self._tail_threads = ThreadPoolExecutor(_TAIL_THREADS, "feed-tail")
         self._replay_threads = ThreadPoolExecutor(_REPLAY_THREADS, "feed-replay")
+        self._subscription_threads = ThreadPoolExecutor(_SUBSCRIPTION_THREADS, "subscription")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -57,6 +60,7 @@ class FeedHub:
         async with AsyncExitStack() as stack:
             stack.callback(self._tail_threads.shutdown, cancel_futures=True)
             stack.callback(self._replay_threads.shutdown, cancel_futures=True)
+            stack.callback(self._subscription_threads.shutdown, cancel_futures=True)
             stack.enter_context(self._wakes.listening(self._on_commit))
             polling = asyncio.create_task(self._poll())
             stack.callback(polling.cancel)
@@ -74,6 +78,10 @@ class FeedHub:
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Something that waits for a database, a disk or the interpreter, done for one feed."""
         return await self._loop.run_in_executor(self._replay_threads, work)
+
+    async def in_subscription_thread(self, work: Callable[[], T]) -> T:
+        """As `in_thread`, done for a member of a subscription."""
+        return await self._loop.run_in_executor(self._subscription_threads, work)
 
     @asynccontextmanager
     async def following(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,10 +13,15 @@ from typing import Any
 import httpx
 import pytest
 
-from eventstore.errors import ConfirmationError
+from eventstore.access.limits import FeedSlot
+from eventstore.api import feed
+from eventstore.api import subscriptions as api
+from eventstore.api.access import principal_of
+from eventstore.errors import ConfirmationError, UnauthenticatedError
 from eventstore.governance.policies import apply_change
 from eventstore.model.policy import ArchiveTier, Ending, PolicyOverride
 from eventstore.model.run import RunKind
+from eventstore.query.feed import FeedReader
 from eventstore.retention.compactor import RunOrder
 from tests.integration.apiserver import Served, Tenant, event, is_problem, served_api
 from tests.unit.helpers import DAY_US, START_US, execute
@@ -173,6 +179,110 @@ def test_a_poll_waits_for_the_next_commit(served: Served) -> None:
     group.tenant.append(event())
     waiting.join(25)
     assert [seqs(given) for given in found] == [[1]]
+
+
+def test_who_waits_writes_nothing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the log grows by what it does not want."""
+    group = Group(served, actor="ann")
+    wrote: list[str] = []
+    claimed = threading.Event()
+
+    def counting(work: Any) -> Any:
+        def counted(*args: Any) -> Any:
+            wrote.append(work.__name__)
+            done = work(*args)
+            claimed.set()
+            return done
+
+        return counted
+
+    for work in (api.claim_slots, api.note_delivered):
+        monkeypatch.setattr(api, work.__name__, counting(work))
+    found: list[dict[str, Any]] = []
+    waiting = threading.Thread(target=lambda: found.append(group.poll(wait=30)))
+    waiting.start()
+    assert claimed.wait(20)
+    for _ in range(15):
+        group.tenant.append(event(actor="bob"))
+    group.tenant.append(event(actor="ann"))
+    waiting.join(25)
+    assert [seqs(given) for given in found] == [[16]]
+    assert wrote == ["claim_slots", "note_delivered"]
+
+
+def _polling(served: Served, target: str, body: bytes) -> socket.socket:
+    conn = socket.create_connection(served.address, timeout=20)
+    method = "POST" if body else "GET"
+    head = f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/x-ndjson\r\n"
+    conn.sendall(
+        f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    )
+    return conn
+
+
+@pytest.mark.parametrize("what", ["subscription", "feed"])
+def test_a_poll_ends_with_its_client(served: Served, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Its place among its caller's feeds is free again at once, not when it would have waited long enough."""
+    group = Group(served)
+    taken, left = threading.Event(), threading.Event()
+    enter, leave = FeedSlot.__enter__, FeedSlot.leave
+
+    def entered(slot: FeedSlot) -> FeedSlot:
+        taken.set()
+        return enter(slot)
+
+    def gone(slot: FeedSlot) -> None:
+        left.set()
+        leave(slot)
+
+    monkeypatch.setattr(FeedSlot, "__enter__", entered)
+    monkeypatch.setattr(FeedSlot, "leave", gone)
+    if what == "feed":
+        conn = _polling(served, f"{group.tenant.path}/feed?wait=60", b"")
+    else:
+        conn = _polling(served, f"{group.path}/sub/poll", b'{"member": "one", "wait": 60}')
+    with conn:
+        assert taken.wait(20)
+        assert not left.is_set()
+    assert left.wait(10)
+
+
+@pytest.mark.parametrize("what", ["subscription", "feed"])
+def test_a_poll_ends_with_its_key(served: Served, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """What is revoked while it waits is given nothing, and nothing is noted as given."""
+    group = Group(served)
+    waits, revoked = threading.Event(), threading.Event()
+    ask = FeedReader.check_cursor
+
+    def asked(*args: Any) -> int:
+        waits.set()
+        return ask(*args)
+
+    async def again(request: Any) -> Any:
+        if revoked.is_set():
+            raise UnauthenticatedError("revoked")
+        return principal_of(request)
+
+    monkeypatch.setattr(FeedReader, "check_cursor", asked)
+    for module in (api, feed):
+        monkeypatch.setattr(module, "recheck", again)
+    found: list[httpx.Response] = []
+
+    def poll() -> None:
+        if what == "feed":
+            accept = {"accept": "application/x-ndjson"}
+            found.append(served.client.get(f"{group.tenant.path}/feed?wait=20", headers=accept))
+        else:
+            found.append(group.post("/sub/poll", member="one", wait=20))
+
+    waiting = threading.Thread(target=poll)
+    waiting.start()
+    assert waits.wait(20)
+    revoked.set()
+    group.tenant.append(event())
+    waiting.join(25)
+    is_problem(found[0], 401)
+    assert group.show()["slots"][0]["delivered"] == 0
 
 
 def test_destroyed_events_are_told_and_sought_over(served: Served) -> None:
