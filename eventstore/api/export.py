@@ -29,6 +29,8 @@ router = APIRouter(prefix="/v1/tenants/{tenant}", dependencies=[Depends(known_pa
 STEPS_AT_ONCE = 4
 # How often it is asked whether the caller still may: a key that is revoked ends its exports.
 _RECHECK_S = 5.0
+# Clients take a few KiB of headers.
+_EXPIRED_MAX = 50
 
 _HELD = {
     ExportFormat.NDJSON: "An event a line, as in the other answers",
@@ -50,6 +52,8 @@ _FORMAT = Annotated[ExportFormat, Query(alias="format", description="What the an
         media={MEDIA_TYPES[form]: held for form, held in _HELD.items()},
         headers={
             "Eventstore-Through-Seq": "The seq at which the log ended when the export began",
+            "Eventstore-Expired": "The seqs that it should hold and that were destroyed before, as in "
+            f"1-700, 900-950; missing if there are none. At most {_EXPIRED_MAX} ranges, then a ...",
             "Content-Disposition": "A name for the file",
         },
     ),
@@ -83,6 +87,13 @@ async def export(
     return _Stream(begun, first, form, read, limiter, still_may)
 
 
+def _expired(export: Export) -> dict[str, str]:
+    """The header that says what was destroyed."""
+    named = [f"{first}-{last}" for first, last in export.expired[:_EXPIRED_MAX]]
+    more = ["..."] if len(export.expired) > _EXPIRED_MAX else []
+    return {"Eventstore-Expired": ", ".join(named + more)} if named else {}
+
+
 class BrokenOffError(Exception):
     """Raised out of an answer that has begun: the server then closes the connection, so that the client sees
     that the answer is not complete."""
@@ -106,6 +117,7 @@ class _Stream(Response):
                 "Content-Disposition": f'attachment; filename="{export.file_name}"',
                 "Cache-Control": "no-store",
                 "X-Content-Type-Options": "nosniff",
+                **_expired(export),
             },
             media_type=export.media_type,
         )

@@ -1,6 +1,7 @@
 """Exports: all events that meet conditions, as one stream of bytes in a format that other programs read.
 
-An export is of one moment: it ends at the seq at which the log ended when it began. It takes one step of the
+An export is of one moment: it ends at the seq at which the log ended when it began, and names what had been
+destroyed by then; should more be destroyed on the way, before it was read, it fails. It takes one step of the
 reader after the other, so its memory is bounded by a step, however long the log; whoever takes its pieces
 may stop between any two, and nothing stays open.
 
@@ -10,7 +11,7 @@ One that fails ends in a way that nobody takes for its proper end (`failure`).
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 
 from eventstore.archive.parquet import ENCODING, FILE_SCHEMA
 from eventstore.columns.schema import EVENT_SCHEMA
-from eventstore.errors import EventStoreError
+from eventstore.errors import EventStoreError, StateError
 from eventstore.model.query import EventFilter, Order
 from eventstore.query.coverage import Coverage
 from eventstore.query.reader import LogReader
@@ -71,7 +72,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """An export that has begun. It covers the events up to `through_seq`; 0: the log is empty.
+    """An export that has begun. It covers the events up to `through_seq`; 0: the log is empty. `expired` are
+    the seqs, first and last, that it should hold and that were destroyed before.
 
     `pieces` are its bytes, some of them empty: a step that found nothing, after which to look whether anybody
     still wants the rest. `progress` and `coverage` grow as they are taken.
@@ -83,6 +85,7 @@ class Export:
     progress: Progress
     coverage: Coverage
     pieces: Generator[bytes]
+    expired: Sequence[tuple[int, int]] = ()
 
 
 def export_events(
@@ -96,18 +99,20 @@ def export_events(
 ) -> Export:
     """Begin an export. With `byte_order_mark`, CSV begins with one, by which Excel knows UTF-8.
 
-    Taking its pieces raises what reading raises (`LogReader.page`).
+    Taking its pieces raises what reading raises (`LogReader.page`), and StateError when something of it is
+    destroyed meanwhile.
 
     Raises:
         TenantNotFoundError
     """
     through = reader.last_seq(tenant_id)
     last = through if wanted.seq_to is None else min(through, wanted.seq_to)
+    expired = reader.expired(tenant_id, wanted.seq_from or 1, last)
     progress, coverage = Progress(), Coverage()
     steps = reader.stream(
         tenant_id, replace(wanted, seq_to=last), order=order, coverage=coverage, every_step=True
     )
-    tables = _counted(progress, steps)
+    tables = _counted(progress, _lasting(coverage, {number for _, _, number in expired}, steps))
     metadata = {"eventstore.tenant_id": tenant_id, "eventstore.through_seq": str(through)}
     match form:
         case ExportFormat.NDJSON:
@@ -119,7 +124,15 @@ def export_events(
         case ExportFormat.ARROW:
             schema = EVENT_SCHEMA.with_metadata(metadata)
             pieces = _file(_split(tables), lambda sink: pa.ipc.new_stream(sink, schema))
-    return Export(f"{tenant_id}.{_SUFFIXES[form]}", MEDIA_TYPES[form], through, progress, coverage, pieces)
+    return Export(
+        f"{tenant_id}.{_SUFFIXES[form]}",
+        MEDIA_TYPES[form],
+        through,
+        progress,
+        coverage,
+        pieces,
+        _joined(expired),
+    )
 
 
 def failure(form: ExportFormat, error: Exception) -> bytes:
@@ -139,6 +152,28 @@ def failure(form: ExportFormat, error: Exception) -> bytes:
         case ExportFormat.ARROW:
             # The head of a message of 16 bytes, without these.
             return b"\xff\xff\xff\xff\x10\x00\x00\x00"
+
+
+def _joined(expired: Sequence[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for first, last, _ in sorted(expired):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def _lasting(coverage: Coverage, certificates: Set[int], steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The steps, as long as nothing but what these certificates tell of turns out to be destroyed."""
+    for events in steps:
+        for first, last, number in coverage.expired:
+            if number not in certificates:
+                raise StateError(
+                    f"the events {first} to {last} were destroyed under certificate {number} meanwhile",
+                    hint="export again; what is left comes whole",
+                )
+        yield events
 
 
 def _counted(progress: Progress, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

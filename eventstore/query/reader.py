@@ -11,7 +11,7 @@ from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.errors import EventNotFoundError, InputError
 from eventstore.model.query import EventFilter, Order
 from eventstore.query.coverage import Coverage, Meter
-from eventstore.query.tiers import Tiers
+from eventstore.query.tiers import ExpiredRange, Tiers
 from eventstore.query.walk import Walk
 
 __all__ = ["LogReader", "Page"]
@@ -114,6 +114,18 @@ class LogReader:
             TenantNotFoundError
         """
         return self._tiers.state(tenant_id).last_seq
+
+    def expired(self, tenant_id: str, first_seq: int, last_seq: int) -> list[tuple[int, int, int]]:
+        """What of a range was destroyed by now: first and last seqs, with the certificates' numbers.
+
+        Raises:
+            TenantNotFoundError
+        """
+        return [
+            (max(part.first_seq, first_seq), min(part.last_seq, last_seq), part.certificate_no)
+            for part in self._tiers.archive(tenant_id, self._tiers.state(tenant_id))
+            if isinstance(part, ExpiredRange) and part.first_seq <= last_seq and part.last_seq >= first_seq
+        ]
 
     def event(self, tenant_id: str, *, seq: int | None = None, event_id: bytes | None = None) -> Page:
         """One event, by seq or by event_id, as a page of one.

@@ -27,19 +27,33 @@ from eventstore.app import Store
 from eventstore.cli.main import app as cli
 from eventstore.clock import FixedClock
 from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
-from eventstore.errors import ArchiveDamageError, InputError
+from eventstore.errors import ArchiveDamageError, InputError, StateError
 from eventstore.governance.keys import revoke_key
+from eventstore.governance.tenants import create_tenant
 from eventstore.model.access import Role
 from eventstore.model.event import TEXT_FIELDS
+from eventstore.model.policy import ArchiveTier, Ending, Policy
 from eventstore.model.query import EventFilter, Order
+from eventstore.model.run import RunKind
+from eventstore.model.window import WindowUnit
 from eventstore.query import export as export_module
 from eventstore.query import walk as walk_module
 from eventstore.query.coverage import Coverage
 from eventstore.query.export import MEDIA_TYPES, Export, ExportFormat, Progress, export_events
 from eventstore.query.render import event_views, to_json_lines
+from eventstore.retention.compactor import RunOrder
 from tests.integration.callers import Callers, calling
 from tests.property.strategies import examples
-from tests.unit.helpers import DAY_US, HOUR_US, START_US, append, make_tenant, new_event, run_retention
+from tests.unit.helpers import (
+    DAY_US,
+    HOUR_US,
+    START_US,
+    append,
+    fill_days,
+    make_tenant,
+    new_event,
+    run_retention,
+)
 from tests.unit.test_text_columns import undo
 
 TEXTS = ["1", "=1+1", "é\u2028😀", "'\";--\n@x", "\\", "\t-1\r\n", "-"]
@@ -282,6 +296,36 @@ def test_one_that_breaks_off_is_not_taken_for_a_whole_one(callers: Callers) -> N
     first.write_bytes(b"?")
     assert client.get(PATH).status_code == 500
     assert client.get(PATH, params={"seq_from": 22}).status_code == 200
+
+
+def test_what_was_destroyed_is_named_and_what_is_destroyed_meanwhile_breaks_it_off(
+    store: Store, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_STEP_ROWS_FIRST", "_STEP_ROWS_MAX", "_HOT_SPAN"):
+        monkeypatch.setattr(walk_module, name, 3)
+    expiring = Policy(WindowUnit.DAY, 0, (ArchiveTier("archive", DAY_US),), Ending.EXPIRE)
+    create_tenant(store.database, "acme", expiring)
+    fill_days(store, clock, "acme", 4)
+    tenants = store.compactor.tenants()
+    run_retention(store, START_US + 3 * DAY_US)
+
+    def expire(days: int) -> None:
+        at_us = START_US + (days + 1) * DAY_US
+        store.compactor.run(tenants, at_us, order=RunOrder(RunKind.EXPIRY, "test"))
+
+    expire(1)
+    with calling(store) as callers:
+        client = callers.as_role(Role.COMPLIANCE)
+        assert client.get(PATH).headers["eventstore-expired"] == "1-5"
+        assert "eventstore-expired" not in client.get(PATH, params={"seq_from": 6}).headers
+    begun = export_events(store.reader, "acme", EventFilter(), ExportFormat.NDJSON, order=Order.DESC)
+    assert any(begun.pieces)
+    expire(2)
+    with pytest.raises(StateError, match=r"destroyed under certificate 2"):
+        list(begun.pieces)
+    again = export_events(store.reader, "acme", EventFilter(), ExportFormat.NDJSON)
+    assert len(b"".join(again.pieces).splitlines()) == 10
+    assert again.expired == [(1, 10)]
 
 
 class Endless:
