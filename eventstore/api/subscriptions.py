@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from eventstore.api.access import allow, check, principal_of, recheck
-from eventstore.api.feed_hub import FeedHub, Follower
+from eventstore.api.access import allow, principal_of
 from eventstore.api.governed import read_json
 from eventstore.api.limits import feed_slot
 from eventstore.api.parameters import known_parameters
+from eventstore.api.polling import Delivered, Poll, Polling
 from eventstore.api.reads import Read, ReadAction, reading
 from eventstore.api.schemas import accepts, answers
-from eventstore.api.shapes import EVENT_EXAMPLE, StoredEvent, Time
+from eventstore.api.shapes import EVENT_EXAMPLE, Time
 from eventstore.api.waiting import unless_gone
 from eventstore.clock import to_iso
 from eventstore.errors import EventStoreError
-from eventstore.governance.slots import Held, acknowledge, claim_slots, leave, note_delivered, renew
+from eventstore.governance.slots import acknowledge, leave, renew
 from eventstore.governance.subscriptions import (
     SubscriptionState,
     create_subscription,
@@ -32,9 +31,6 @@ from eventstore.governance.subscriptions import (
 from eventstore.model.access import Permission
 from eventstore.model.query import EventFilter
 from eventstore.model.subscription import LEASE_S, LEASE_S_MAX, SLOTS_MAX, Receipt, Subscription
-from eventstore.query.delivery import Delivery, next_delivery
-from eventstore.query.feed_ring import Form, Framing
-from eventstore.query.render import event_views
 
 if TYPE_CHECKING:
     from eventstore.app import Store
@@ -49,9 +45,6 @@ router = APIRouter(
 Body = TypeVar("Body")
 
 _BODY_BYTES_MAX = 65_536
-_LIMIT_MAX = 1000
-_LOOKS_APART_S = 0.15  # between two looks of a member that waits, however often the log grows
-_CLAIMS_APART_S = 10.0  # at the most, and a third of the lease: a waiting member renews, and finds free slots
 _ENCODER = msgspec.json.Encoder()
 _Seq = Annotated[int, msgspec.Meta(ge=0, lt=10**18)]
 
@@ -72,14 +65,6 @@ class NewSubscription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     after: _Seq | None = 0
     slots: Annotated[int, msgspec.Meta(ge=1, le=SLOTS_MAX)] = 1
     lease_s: Annotated[int, msgspec.Meta(ge=1, le=LEASE_S_MAX)] = LEASE_S
-
-
-class Poll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Who asks, for at most how many events, and how many seconds it waits for the first."""
-
-    member: str
-    limit: Annotated[int, msgspec.Meta(ge=1, le=_LIMIT_MAX)] = 100
-    wait: Annotated[float, msgspec.Meta(ge=0, le=60)] = 0
 
 
 class Acknowledgement(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -129,15 +114,6 @@ class Subscriptions(msgspec.Struct, forbid_unknown_fields=True):
     """A tenant's subscriptions, by name."""
 
     subscriptions: list[SubscriptionView]
-
-
-class Delivered(msgspec.Struct, forbid_unknown_fields=True):
-    """The next events of the member's slots by seq, and the receipt to acknowledge them with."""
-
-    events: list[StoredEvent]
-    receipt: str
-    slots: list[int]
-    through: int
 
 
 class Acknowledged(msgspec.Struct, forbid_unknown_fields=True):
@@ -250,7 +226,7 @@ async def poll(
 ) -> Response:
     """Claims or renews the member's share of slots. What was given and not acknowledged is given again."""
     given = await read_json(request, Poll)
-    polling = _Polling(request, tenant, subscription, given, read)
+    polling = Polling(request, tenant, subscription, given, read)
     try:
         with feed_slot(request):
             response = await unless_gone(request.receive, polling.run())
@@ -310,119 +286,6 @@ async def depart(tenant: str, subscription: str, request: Request) -> Response:
     return await run_in_threadpool(
         lambda: _json(Kept(leave(store.database, tenant, subscription, given.member)))
     )
-
-
-class _Polling:
-    """One poll: claims, looks, and while there is nothing waits without writing. What waits is a consumer of
-    the feed, which all who follow the log share; it looks where that has something of the filter."""
-
-    def __init__(self, request: Request, tenant: str, name: str, given: Poll, read: Read) -> None:
-        self._hub: FeedHub = request.app.state.feeds
-        self._database = _store(request).database
-        self._reader = self._hub.reader.metered(read.meter)
-        self._request, self._tenant, self._name, self._given, self._read = request, tenant, name, given, read
-        self._loop = asyncio.get_running_loop()
-        self._held: dict[int, Held] = {}
-        self._at: dict[
-            int, int
-        ] = {}  # of each slot held, up to where nothing is to be given; not written yet
-        self._claim_s = 0.0  # when to claim again, by the loop's clock
-
-    async def run(self) -> Response:
-        until = self._loop.time() + self._given.wait
-        await self._claim()
-        response = await self._hub.in_subscription_thread(self._look)
-        if response is None and self._given.wait and not self._hub.ending:
-            response = await self._wait(until)
-        if response is None:
-            response = await self._hub.in_subscription_thread(self._nothing)
-        return response
-
-    async def _wait(self, until: float) -> Response | None:
-        if self._at:
-            since = min(self._at.values())
-        else:  # others have all slots; one of them may leave
-            since = await self._hub.in_subscription_thread(lambda: self._reader.head(self._tenant))
-        form = Form(self._subscription.wanted, Framing.LINES)
-        async with self._hub.following(self._tenant, form, since, self._reader) as follower:
-            while not self._hub.ending and (looked_s := self._loop.time()) < until:
-                await self._come(follower, min(until, self._claim_s))
-                await asyncio.sleep(max(0.0, looked_s + _LOOKS_APART_S - self._loop.time()))
-                # Its key may have been revoked meanwhile.
-                check(await recheck(self._request), Permission.READ, self._tenant)
-                if self._loop.time() >= self._claim_s:
-                    await self._claim()
-                if self._at:
-                    response = await self._hub.in_subscription_thread(self._look)
-                    if response is not None:
-                        return response
-        return None
-
-    async def _come(self, follower: Follower, until: float) -> None:
-        """Wait for something that the filter wants; at most until a time of the loop's clock."""
-        while self._loop.time() < until:
-            part = await follower.next(until)
-            if part is None:
-                return
-            if all(follower.cursor <= at for at in self._at.values()):
-                continue  # looked at already
-            if part.count:
-                return
-            self._at = {slot: max(at, follower.cursor) for slot, at in self._at.items()}
-
-    async def _claim(self) -> None:
-        def claim() -> None:
-            self._subscription, held = claim_slots(
-                self._database, self._tenant, self._name, self._given.member
-            )
-            known = {
-                s: at
-                for s, at in self._at.items()
-                if s in held and held[s].generation == self._held[s].generation
-            }
-            self._held, self._at = held, {s: max(h.cursor, known.get(s, 0)) for s, h in held.items()}
-
-        await self._hub.in_subscription_thread(claim)
-        self._claim_s = self._loop.time() + min(self._subscription.lease_s / 3, _CLAIMS_APART_S)
-
-    def _look(self) -> Response | None:
-        """Read once, and note what is to be given; None: there is nothing yet."""
-        if not self._at:
-            return None
-        wanted, slots = self._subscription.wanted, self._subscription.slots
-        found = next_delivery(self._reader, self._tenant, wanted, slots, self._at, self._given.limit)
-        if not found.events.num_rows:
-            self._at = {slot: max(at, found.scanned) for slot, at in self._at.items()}
-            return None
-        receipt = self._note(set(found.slot.tolist()), found.scanned)
-        if not receipt.slots:
-            self._at, self._claim_s = {}, 0.0  # all were lost: claim anew
-            return None
-        return self._answer(found, receipt)
-
-    def _note(self, given: set[int], scanned: int) -> Receipt:
-        return note_delivered(
-            self._database, self._subscription, self._given.member, self._held, given, scanned
-        )
-
-    def _answer(self, found: Delivery, receipt: Receipt) -> Response:
-        events = found.kept(receipt.slots)
-        self._read.covers(events=events.num_rows, seqs=(found.after + 1, found.scanned))
-        views = list(event_views(events))
-        answer = {
-            "events": views,
-            "receipt": receipt.encode(),
-            "slots": list(self._held),
-            "through": found.scanned,
-        }
-        return _json(answer)
-
-    def _nothing(self) -> Response:
-        """Where nothing was wanted, the cursors move on: it is not looked at again."""
-        through = min(self._at.values(), default=0)
-        if any(held.cursor < through for held in self._held.values()):
-            self._note(set(), through)
-        return _json(Delivered([], Receipt({}).encode(), list(self._held), through))
 
 
 def _store(request: Request) -> Store:

@@ -14,8 +14,7 @@ import httpx
 import pytest
 
 from eventstore.access.limits import FeedSlot
-from eventstore.api import feed
-from eventstore.api import subscriptions as api
+from eventstore.api import feed, polling
 from eventstore.api.access import principal_of
 from eventstore.errors import ConfirmationError, UnauthenticatedError
 from eventstore.governance.policies import apply_change
@@ -196,8 +195,8 @@ def test_who_waits_writes_nothing(served: Served, monkeypatch: pytest.MonkeyPatc
 
         return counted
 
-    for work in (api.claim_slots, api.note_delivered):
-        monkeypatch.setattr(api, work.__name__, counting(work))
+    for work in (polling.claim_slots, polling.note_delivered):
+        monkeypatch.setattr(polling, work.__name__, counting(work))
     found: list[dict[str, Any]] = []
     waiting = threading.Thread(target=lambda: found.append(group.poll(wait=30)))
     waiting.start()
@@ -264,7 +263,7 @@ def test_a_poll_ends_with_its_key(served: Served, monkeypatch: pytest.MonkeyPatc
         return principal_of(request)
 
     monkeypatch.setattr(FeedReader, "check_cursor", asked)
-    for module in (api, feed):
+    for module in (polling, feed):
         monkeypatch.setattr(module, "recheck", again)
     found: list[httpx.Response] = []
 
