@@ -93,6 +93,9 @@ class Polling:
     async def _come(self, follower: Follower, until: float) -> None:
         """Wait for something that the filter wants; at most until a time of the loop's clock."""
         while self._loop.time() < until:
+            before = follower.cursor
+            if any(at < before for at in self._at.values()):
+                return  # a look ended before it had come so far: what lies between is not known
             part = await follower.next(until)
             if part is None:
                 return

@@ -1,6 +1,7 @@
 """The slots of subscriptions: claimed, delivered and acknowledged by members.
 
-Every change is one transaction that locks the rows of the subscription's slots, in their order.
+Every change is one transaction that locks the row of the subscription, so that it stays, and the rows of its
+slots, in their order.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from eventstore.catalog.tenants import get_tenant
 from eventstore.db.engine import Database
 from eventstore.db.tables_subscriptions import subscription_members, subscription_slots
 from eventstore.errors import LeaseLostError
-from eventstore.governance.subscriptions import slots_of, subscription_of, subscription_row
+from eventstore.governance.subscriptions import locked_slots, slots_of, subscription_of, subscription_row
 from eventstore.model.subscription import Receipt, Subscription, check_member, fair_share
 
 __all__ = ["Held", "acknowledge", "claim_slots", "leave", "note_delivered", "renew"]
@@ -45,8 +46,8 @@ def claim_slots(
     check_member(member)
     with database.transaction() as conn:
         get_tenant(conn, tenant_id)
-        subscription = subscription_of(subscription_row(conn, tenant_id, name))
-        slots = _locked(conn, tenant_id, name)
+        subscription = subscription_of(subscription_row(conn, tenant_id, name, lock="stays"))
+        slots = locked_slots(conn, tenant_id, name)
         now = conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
         lease = timedelta(seconds=subscription.lease_s)
         share = fair_share(len(slots), _members(conn, tenant_id, name, member, now, lease))
@@ -89,14 +90,19 @@ def note_delivered(
 ) -> Receipt:
     """Note that a member is about to be given all that is wanted up to seq `scanned` of the slots `given`;
     the others of `held` have nothing up to there, and move on. The receipt leaves out slots that were lost
-    meanwhile: their events must not be given."""
+    meanwhile: their events must not be given.
+
+    Raises:
+        SubscriptionNotFoundError: it was deleted meanwhile.
+    """
     tenant_id, name = subscription.tenant_id, subscription.name
     receipt: dict[int, tuple[int, int]] = {}
     with database.transaction() as conn:
+        subscription_row(conn, tenant_id, name, lock="stays")
         now = conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
         until = now + timedelta(seconds=subscription.lease_s)
         idle = []
-        for slot in _locked(conn, tenant_id, name):
+        for slot in locked_slots(conn, tenant_id, name):
             ours = held.get(slot.slot)
             if ours is None or slot.member != member or slot.generation != ours.generation:
                 continue
@@ -126,10 +132,10 @@ def acknowledge(
     moved: dict[int, int] = {}
     with database.transaction() as conn:
         get_tenant(conn, tenant_id)
-        subscription = subscription_of(subscription_row(conn, tenant_id, name))
+        subscription = subscription_of(subscription_row(conn, tenant_id, name, lock="stays"))
         now = conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
         until = now + timedelta(seconds=subscription.lease_s)
-        for slot in _locked(conn, tenant_id, name):
+        for slot in locked_slots(conn, tenant_id, name):
             given = receipt.slots.get(slot.slot)
             if given is None or slot.member != member or slot.generation != given[0]:
                 continue
@@ -155,10 +161,12 @@ def renew(database: Database, tenant_id: str, name: str, member: str) -> int:
     check_member(member)
     with database.transaction() as conn:
         get_tenant(conn, tenant_id)
-        subscription = subscription_of(subscription_row(conn, tenant_id, name))
+        subscription = subscription_of(subscription_row(conn, tenant_id, name, lock="stays"))
         now = conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
         lease = timedelta(seconds=subscription.lease_s)
-        mine = [s.slot for s in _locked(conn, tenant_id, name) if s.member == member and s.leased_until > now]
+        mine = [
+            s.slot for s in locked_slots(conn, tenant_id, name) if s.member == member and s.leased_until > now
+        ]
         _members(conn, tenant_id, name, member, now, lease)
         if mine:
             _update(conn, tenant_id, name, mine, leased_until=now + lease)
@@ -174,8 +182,8 @@ def leave(database: Database, tenant_id: str, name: str, member: str) -> int:
     check_member(member)
     with database.transaction() as conn:
         get_tenant(conn, tenant_id)
-        subscription_row(conn, tenant_id, name)
-        mine = [s.slot for s in _locked(conn, tenant_id, name) if s.member == member]
+        subscription_row(conn, tenant_id, name, lock="stays")
+        mine = [s.slot for s in locked_slots(conn, tenant_id, name) if s.member == member]
         if mine:
             _update(conn, tenant_id, name, mine, member=None, leased_until=None)
         conn.execute(
@@ -204,11 +212,6 @@ def _members(
     )
     count = sa.select(sa.func.count()).where(*_members_of(tenant_id, name), seen > now - lease)
     return int(conn.execute(count).scalar_one())
-
-
-def _locked(conn: sa.Connection, tenant_id: str, name: str) -> list[sa.Row[Any]]:
-    query = sa.select(subscription_slots).where(*slots_of(tenant_id, name))
-    return list(conn.execute(query.order_by(subscription_slots.c.slot).with_for_update()).all())
 
 
 def _update(conn: sa.Connection, tenant_id: str, name: str, slots: Collection[int], **values: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -24,6 +24,7 @@ __all__ = [
     "delete_subscription",
     "get_subscription",
     "list_subscriptions",
+    "locked_slots",
     "seek",
     "slots_of",
     "subscription_of",
@@ -150,7 +151,7 @@ def delete_subscription(database: Database, tenant_id: str, name: str) -> None:
     """
     with database.transaction() as conn:
         get_tenant(conn, tenant_id)
-        subscription_row(conn, tenant_id, name)
+        subscription_row(conn, tenant_id, name, lock="goes")
         conn.execute(
             sa.delete(subscriptions).where(
                 subscriptions.c.tenant_id == tenant_id, subscriptions.c.name == name
@@ -168,7 +169,8 @@ def seek(database: Database, tenant_id: str, name: str, after: int | None) -> Su
     """
     with database.transaction() as conn:
         get_tenant(conn, tenant_id)
-        row = subscription_row(conn, tenant_id, name)
+        row = subscription_row(conn, tenant_id, name, lock="stays")
+        locked_slots(conn, tenant_id, name)
         last_seq = _last_seq(conn, tenant_id)
         to = last_seq if after is None else after
         _check_seek(tenant_id, to, last_seq)
@@ -186,20 +188,33 @@ def seek(database: Database, tenant_id: str, name: str, after: int | None) -> Su
         return _state(conn, row)
 
 
-def subscription_row(conn: sa.Connection, tenant_id: str, name: str) -> sa.Row[Any]:
-    """A subscription's row.
+def subscription_row(
+    conn: sa.Connection, tenant_id: str, name: str, *, lock: Literal["stays", "goes"] | None = None
+) -> sa.Row[Any]:
+    """A subscription's row. Who changes its slots or members locks it before those, so that it "stays"; who
+    deletes it, as it "goes": each waits for the other, in one order.
 
     Raises:
         SubscriptionNotFoundError
     """
-    row = conn.execute(
-        sa.select(subscriptions).where(subscriptions.c.tenant_id == tenant_id, subscriptions.c.name == name)
-    ).one_or_none()
+    query = sa.select(subscriptions).where(
+        subscriptions.c.tenant_id == tenant_id, subscriptions.c.name == name
+    )
+    if lock is not None:
+        stays = lock == "stays"
+        query = query.with_for_update(read=stays, key_share=stays)
+    row = conn.execute(query).one_or_none()
     if row is None:
         raise SubscriptionNotFoundError(
             f"there is no subscription {name!r}", hint="make it with POST …/subscriptions"
         )
     return row
+
+
+def locked_slots(conn: sa.Connection, tenant_id: str, name: str) -> list[sa.Row[Any]]:
+    """A subscription's slots, locked in their order."""
+    query = sa.select(subscription_slots).where(*slots_of(tenant_id, name))
+    return list(conn.execute(query.order_by(subscription_slots.c.slot).with_for_update()).all())
 
 
 def slots_of(tenant_id: str, name: str) -> tuple[sa.ColumnElement[bool], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from eventstore.access.limits import FeedSlot
 from eventstore.api import feed, polling
 from eventstore.api.access import principal_of
+from eventstore.db.tables_subscriptions import subscriptions
 from eventstore.errors import ConfirmationError, UnauthenticatedError
 from eventstore.governance.policies import apply_change
+from eventstore.governance.subscriptions import subscription_row
 from eventstore.model.policy import ArchiveTier, Ending, PolicyOverride
 from eventstore.model.run import RunKind
 from eventstore.query.feed import FeedReader
@@ -341,6 +345,28 @@ def test_made_twice_and_forgotten(served: Served) -> None:
     assert group.post("", name="sub").json()["cursor"] == 1
     assert served.client.delete(f"{group.path}/sub").status_code == 204
     is_problem(served.client.delete(f"{group.path}/sub"), 404, type="urn:eventstore:subscription-not-found")
+
+
+def test_forgotten_while_it_is_polled(served: Served) -> None:
+    """No deadlock: whoever claims has the subscription itself first, as whoever deletes it."""
+    group = Group(served, slots=8)
+    database = served.store.database
+    found: list[httpx.Response] = []
+    with database.transaction() as conn:
+        # Where a deletion stands before it comes to the slots.
+        subscription_row(conn, group.tenant.name, "sub", lock="goes")
+        claiming = threading.Thread(target=lambda: found.append(group.post("/sub/poll", member="one")))
+        claiming.start()
+        with database.connection() as watch:
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            until = time.monotonic() + 20
+            while watch.execute(waits).fetchone() == (0,):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+        conn.execute(sa.text("SET LOCAL lock_timeout = '2s'"))
+        conn.execute(sa.delete(subscriptions).where(subscriptions.c.tenant_id == group.tenant.name))
+    claiming.join(20)
+    is_problem(found[0], 404, type="urn:eventstore:subscription-not-found")
 
 
 def test_members_that_die_and_come_back(served: Served) -> None:
