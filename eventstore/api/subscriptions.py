@@ -194,9 +194,9 @@ async def show(tenant: str, subscription: str, request: Request) -> Response:
     "/{subscription}", status_code=204, summary="Forget a subscription", responses=answers(None, status=204)
 )
 async def delete(tenant: str, subscription: str, request: Request) -> Response:
-    """Its cursors are gone; its members are told at their next poll."""
-    store = _store(request)
-    await run_in_threadpool(delete_subscription, store.database, tenant, subscription)
+    """For its maker, or an administrator. Its cursors are gone; its members are told at their next poll."""
+    store, by = _store(request), principal_of(request)
+    await run_in_threadpool(lambda: delete_subscription(store.database, tenant, subscription, by=by))
     return Response(status_code=204)
 
 
@@ -207,18 +207,18 @@ async def delete(tenant: str, subscription: str, request: Request) -> Response:
     openapi_extra=accepts(Seek, example={"after": 0}),
 )
 async def move(tenant: str, subscription: str, request: Request) -> Response:
-    """What members were given before can no longer be acknowledged."""
+    """For its maker, or an administrator. What members were given before can no longer be acknowledged."""
     given = await read_json(request, Seek)
-    store = _store(request)
+    store, by = _store(request), principal_of(request)
     return await run_in_threadpool(
-        lambda: _json(_view(seek(store.database, tenant, subscription, given.after)))
+        lambda: _json(_view(seek(store.database, tenant, subscription, given.after, by=by)))
     )
 
 
 @router.post(
     "/{subscription}/poll",
     summary="The next events for a member",
-    responses=answers(Delivered, 410, example=_DELIVERED),
+    responses=answers(Delivered, 409, 410, example=_DELIVERED),
     openapi_extra=accepts(Poll, example={"member": "host-1:77", "limit": 100, "wait": 20}),
 )
 async def poll(
@@ -261,7 +261,7 @@ async def ack(tenant: str, subscription: str, request: Request) -> Response:
 @router.post(
     "/{subscription}/heartbeat",
     summary="Keep a member's slots while it works",
-    responses=answers(Kept, example={"slots": 4}),
+    responses=answers(Kept, 409, example={"slots": 4}),
     openapi_extra=accepts(Member, example={"member": "host-1:77"}),
 )
 async def heartbeat(tenant: str, subscription: str, request: Request) -> Response:

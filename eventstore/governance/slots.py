@@ -17,13 +17,14 @@ from sqlalchemy.dialects.postgresql import insert
 from eventstore.catalog.tenants import get_tenant
 from eventstore.db.engine import Database
 from eventstore.db.tables_subscriptions import subscription_members, subscription_slots
-from eventstore.errors import LeaseLostError
+from eventstore.errors import LeaseLostError, StateError
 from eventstore.governance.subscriptions import locked_slots, slots_of, subscription_of, subscription_row
 from eventstore.model.subscription import Receipt, Subscription, check_member, fair_share
 
 __all__ = ["Held", "acknowledge", "claim_slots", "leave", "note_delivered", "renew"]
 
-_FORGOTTEN = timedelta(days=1)
+# Four times as many as there can be slots: the rest are to step in.
+_MEMBERS_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ def claim_slots(
     Raises:
         SubscriptionNotFoundError, TenantNotFoundError
         InputError: no member can have that name.
+        StateError: there are too many members.
     """
     check_member(member)
     with database.transaction() as conn:
@@ -156,6 +158,7 @@ def renew(database: Database, tenant_id: str, name: str, member: str) -> int:
     """Keep a member's slots for another lease; how many they are.
 
     Raises:
+        StateError: there are too many members.
         SubscriptionNotFoundError, TenantNotFoundError
     """
     check_member(member)
@@ -197,21 +200,27 @@ def leave(database: Database, tenant_id: str, name: str, member: str) -> int:
 def _members(
     conn: sa.Connection, tenant_id: str, name: str, member: str, now: datetime, lease: timedelta
 ) -> int:
-    """Note that a member was seen; how many were within a lease."""
+    """Note that a member was seen; how many were within a lease.
+
+    Raises:
+        StateError: there are too many.
+    """
+    seen = subscription_members.c.seen_at
+    conn.execute(sa.delete(subscription_members).where(*_members_of(tenant_id, name), seen <= now - lease))
     statement = insert(subscription_members).values(
         tenant_id=tenant_id, name=name, member=member, seen_at=now
     )
     conn.execute(
         statement.on_conflict_do_update(index_elements=["tenant_id", "name", "member"], set_={"seen_at": now})
     )
-    seen = subscription_members.c.seen_at
-    conn.execute(
-        sa.delete(subscription_members).where(
-            *_members_of(tenant_id, name), seen < now - max(_FORGOTTEN, lease)
+    count = sa.select(sa.func.count()).where(*_members_of(tenant_id, name))
+    members = int(conn.execute(count).scalar_one())
+    if members > _MEMBERS_MAX:
+        raise StateError(
+            f"{_MEMBERS_MAX} members of {name!r} were seen within its lease",
+            hint="a member keeps its name from poll to poll; those that are silent are forgotten",
         )
-    )
-    count = sa.select(sa.func.count()).where(*_members_of(tenant_id, name), seen > now - lease)
-    return int(conn.execute(count).scalar_one())
+    return members
 
 
 def _update(conn: sa.Connection, tenant_id: str, name: str, slots: Collection[int], **values: Any) -> None:

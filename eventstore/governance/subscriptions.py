@@ -13,7 +13,8 @@ from eventstore.clock import to_us
 from eventstore.db.engine import Database
 from eventstore.db.tables import heads
 from eventstore.db.tables_subscriptions import subscription_slots, subscriptions
-from eventstore.errors import InputError, StateError, SubscriptionNotFoundError
+from eventstore.errors import ForbiddenError, InputError, StateError, SubscriptionNotFoundError
+from eventstore.model.access import Permission, Principal
 from eventstore.model.query import EventFilter
 from eventstore.model.subscription import Subscription
 
@@ -143,15 +144,16 @@ def list_subscriptions(database: Database, tenant_id: str) -> list[SubscriptionS
         return [_state(conn, row) for row in conn.execute(query.order_by(subscriptions.c.name)).all()]
 
 
-def delete_subscription(database: Database, tenant_id: str, name: str) -> None:
+def delete_subscription(database: Database, tenant_id: str, name: str, *, by: Principal) -> None:
     """Forget a subscription and its cursors.
 
     Raises:
+        ForbiddenError: neither its maker nor an administrator asks.
         SubscriptionNotFoundError, TenantNotFoundError
     """
     with database.transaction() as conn:
         get_tenant(conn, tenant_id)
-        subscription_row(conn, tenant_id, name, lock="goes")
+        _check_maker(subscription_row(conn, tenant_id, name, lock="goes"), by)
         conn.execute(
             sa.delete(subscriptions).where(
                 subscriptions.c.tenant_id == tenant_id, subscriptions.c.name == name
@@ -159,17 +161,21 @@ def delete_subscription(database: Database, tenant_id: str, name: str) -> None:
         )
 
 
-def seek(database: Database, tenant_id: str, name: str, after: int | None) -> SubscriptionState:
+def seek(
+    database: Database, tenant_id: str, name: str, after: int | None, *, by: Principal
+) -> SubscriptionState:
     """Let every slot go on behind a seq (None: the log's end). What members hold is taken from them: what
     they were given can no longer be acknowledged.
 
     Raises:
+        ForbiddenError: neither its maker nor an administrator asks.
         InputError: it lies beyond the log's end.
         SubscriptionNotFoundError, TenantNotFoundError
     """
     with database.transaction() as conn:
         get_tenant(conn, tenant_id)
         row = subscription_row(conn, tenant_id, name, lock="stays")
+        _check_maker(row, by)
         locked_slots(conn, tenant_id, name)
         last_seq = _last_seq(conn, tenant_id)
         to = last_seq if after is None else after
@@ -220,6 +226,14 @@ def locked_slots(conn: sa.Connection, tenant_id: str, name: str) -> list[sa.Row[
 def slots_of(tenant_id: str, name: str) -> tuple[sa.ColumnElement[bool], ...]:
     """The condition for a subscription's slots."""
     return subscription_slots.c.tenant_id == tenant_id, subscription_slots.c.name == name
+
+
+def _check_maker(row: sa.Row[Any], by: Principal) -> None:
+    if by.subject != row.created_by and not by.may(Permission.ADMINISTER):
+        raise ForbiddenError(
+            f"{row.name!r} was made by somebody else",
+            hint="its maker, or an administrator, moves and deletes it; or make one of your own",
+        )
 
 
 def _last_seq(conn: sa.Connection, tenant_id: str) -> int:

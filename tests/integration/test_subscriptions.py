@@ -8,6 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from eventstore.access.limits import FeedSlot
 from eventstore.api import feed, polling
 from eventstore.api.access import principal_of
 from eventstore.db.tables_subscriptions import subscriptions
-from eventstore.errors import ConfirmationError, UnauthenticatedError
+from eventstore.errors import ConfirmationError, ForbiddenError, UnauthenticatedError
+from eventstore.governance import slots
 from eventstore.governance.policies import apply_change
-from eventstore.governance.subscriptions import subscription_row
+from eventstore.governance.subscriptions import delete_subscription, seek, subscription_row
+from eventstore.model.access import Principal, Role
 from eventstore.model.policy import ArchiveTier, Ending, PolicyOverride
 from eventstore.model.run import RunKind
 from eventstore.query.feed import FeedReader
@@ -367,6 +370,34 @@ def test_forgotten_while_it_is_polled(served: Served) -> None:
         conn.execute(sa.delete(subscriptions).where(subscriptions.c.tenant_id == group.tenant.name))
     claiming.join(20)
     is_problem(found[0], 404, type="urn:eventstore:subscription-not-found")
+
+
+def test_its_maker_or_an_administrator_moves_it(served: Served) -> None:
+    group = Group(served)
+    database = served.store.database
+    for subject, role, allowed in (
+        ("key:other", Role.READER, False),
+        ("loopback", Role.READER, True),  # who made it
+        ("key:other", Role.ADMINISTRATOR, True),
+    ):
+        who = Principal(subject, role, group.tenant.name)
+        with nullcontext() if allowed else pytest.raises(ForbiddenError):
+            seek(database, group.tenant.name, "sub", 0, by=who)
+        if not allowed:
+            with pytest.raises(ForbiddenError):
+                delete_subscription(database, group.tenant.name, "sub", by=who)
+    assert group.show()["name"] == "sub"
+
+
+def test_members_are_not_without_number(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "_MEMBERS_MAX", 2)
+    group = Group(served)
+    for name in ("a", "b", "a"):
+        group.poll(name)
+    is_problem(group.post("/sub/poll", member="c"), 409)
+    group.lose("a")
+    group.poll("c")
+    is_problem(group.post("/sub/heartbeat", member="a"), 409)
 
 
 def test_members_that_die_and_come_back(served: Served) -> None:
