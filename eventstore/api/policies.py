@@ -344,10 +344,11 @@ def _version(version: PolicyVersion, stands: bool) -> dict[str, Any]:
 
 async def _show(request: Request, tenant: str | None) -> Response:
     def read(store: Store) -> dict[str, Any]:
+        now_us = store.database.now_us()
         with store.database.transaction() as conn:
             if tenant is not None:
                 get_tenant(conn, tenant)
-            facts = policy_facts(conn, tenant, store.database.now_us())
+            facts = policy_facts(conn, tenant, now_us)
         policy = facts.in_force.policy
         return {
             "tenant": tenant,

@@ -100,9 +100,10 @@ async def tenants(
     after = "" if cursor is None else plain("cursor", cursor)
 
     def read(store: Store) -> dict[str, Any]:
+        now_us = store.database.now_us()
         with store.database.transaction() as conn:
             found = [t for t in list_tenants(conn) if t.tenant_id > after]
-            policies = policies_of_all(conn, store.database.now_us())
+            policies = policies_of_all(conn, now_us)
         page = found[:limit]
         return {
             "tenants": [_view(t, policies[t.tenant_id]) for t in page],
@@ -149,7 +150,8 @@ async def one_tenant(tenant: str, request: Request) -> Response:
     """With the policy in force."""
 
     def read(store: Store) -> dict[str, Any]:
+        now_us = store.database.now_us()
         with store.database.transaction() as conn:
-            return _view(get_tenant(conn, tenant), policy_of(conn, tenant, store.database.now_us()))
+            return _view(get_tenant(conn, tenant), policy_of(conn, tenant, now_us))
 
     return await answering(request, read)
