@@ -138,7 +138,8 @@ class Settings(BaseSettings):
         "looked at.",
     )
     feed_stall: Duration = Field(
-        "30s", description="How long a feed's consumer may take nothing in before it is disconnected."
+        "30s",
+        description="How long who follows a feed or exports may take nothing in before it is disconnected.",
     )
     append_workers: int = Field(4, ge=1, le=64, description="Tenants that are written to at the same time.")
     limit_requests_per_s: int = Field(
@@ -151,7 +152,7 @@ class Settings(BaseSettings):
         100,
         ge=1,
         le=FEEDS_MAX,
-        description="Feeds that a key may have open at the same time in each API process.",
+        description="Feeds and exports that a key may have open at the same time in each API process.",
     )
     limit_archive_bytes_per_day: int = Field(
         2**40,

@@ -1,5 +1,5 @@
-"""Limits per caller that this process keeps in memory: the rate of requests, feeds at the same time, and the
-size of a body.
+"""Limits per caller that this process keeps in memory: the rate of requests, feeds and exports at the
+same time, and the size of a body.
 
 With several API processes each grants the rate and the feeds on its own: to ask the others would cost more
 than the append that it delays. What has to hold for all of them together, the bytes scanned in the archive,
@@ -89,7 +89,7 @@ class CallerLimits:
             slots = self._feeds.setdefault(principal.subject, WeakSet())
             if len(slots) >= limits.feeds_max:
                 raise RateLimitedError(
-                    f"{limits.feeds_max} feeds are open already",
+                    f"{limits.feeds_max} feeds and exports are open already",
                     hint="close one of them first",
                     retry_after_s=_FEED_RETRY_S,
                 )

@@ -11,12 +11,17 @@ from anyio.streams.memory import MemoryObjectSendStream
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
+from eventstore.access.limits import FeedSlot
 from eventstore.api.access import allow, check, recheck
 from eventstore.api.events import Wanted
+from eventstore.api.limits import feed_slot
 from eventstore.api.parameters import known_parameters
 from eventstore.api.reads import Read, ReadAction, reading
 from eventstore.api.schemas import answers
+from eventstore.app import Store
+from eventstore.clock import US_PER_S
 from eventstore.model.access import Permission
+from eventstore.model.policy import parse_duration_us
 from eventstore.model.query import Order
 from eventstore.query.export import MEDIA_TYPES, Export, ExportFormat, export_events, failure
 
@@ -29,6 +34,8 @@ router = APIRouter(prefix="/v1/tenants/{tenant}", dependencies=[Depends(known_pa
 STEPS_AT_ONCE = 4
 # How often it is asked whether the caller still may: a key that is revoked ends its exports.
 _RECHECK_S = 5.0
+# What is handed on at once; then it has to be taken in before more follows.
+_PART_BYTES = 256 * 2**10
 # Clients take a few KiB of headers.
 _EXPIRED_MAX = 50
 
@@ -79,12 +86,19 @@ async def export(
         read.begin()
         return begun, first
 
-    begun, first = await anyio.to_thread.run_sync(begin, limiter=limiter)
+    slot = feed_slot(request)
+    try:
+        begun, first = await anyio.to_thread.run_sync(begin, limiter=limiter)
+    except BaseException:
+        slot.leave()
+        raise
 
     async def still_may() -> None:
         check(await recheck(request), Permission.EXPORT, tenant)
 
-    return _Stream(begun, first, form, read, limiter, still_may)
+    store: Store = request.app.state.store
+    stall_s = parse_duration_us(store.settings.feed_stall) / US_PER_S
+    return _Stream(begun, first, form, read, limiter, still_may, slot, stall_s)
 
 
 def _expired(export: Export) -> dict[str, str]:
@@ -99,8 +113,13 @@ class BrokenOffError(Exception):
     that the answer is not complete."""
 
 
+class _StalledError(Exception):
+    """The client takes nothing in."""
+
+
 class _Stream(Response):
-    """The answer. While a piece is sent, the next one is made, and no more: a slow client bounds both."""
+    """The answer. While a piece is sent, the next one is made, and no more: a slow client bounds both. One
+    that takes nothing in for `stall_s` is disconnected: it holds a place, and counts as an open feed."""
 
     def __init__(
         self,
@@ -110,6 +129,8 @@ class _Stream(Response):
         read: Read,
         limiter: anyio.CapacityLimiter,
         still_may: Callable[[], Awaitable[None]],
+        slot: FeedSlot,
+        stall_s: float,
     ) -> None:
         super().__init__(
             headers={
@@ -124,11 +145,13 @@ class _Stream(Response):
         del self.headers["content-length"]
         self._export, self._first, self._form, self._read = export, first, form, read
         self._limiter, self._still_may = limiter, still_may
+        self._slot, self._stall_s = slot, stall_s
         self._error: Exception | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self._answer(receive, send)
+            with self._slot:
+                await self._answer(receive, send)
         finally:
             # No thread is in the iterator any more: whoever waits for one, waits until it is done.
             self._export.pieces.close()
@@ -149,12 +172,25 @@ class _Stream(Response):
 
             group.start_soon(watch)
             group.start_soon(self._make, sending)
-            async with receiving:
-                async for piece in receiving:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-            ending = b"" if self._error is None else failure(self._form, self._error)
-            await send({"type": "http.response.body", "body": ending, "more_body": self._error is not None})
+            try:
+                async with receiving:
+                    async for piece in receiving:
+                        await self._write(send, piece)
+                ending = b"" if self._error is None else failure(self._form, self._error)
+                await self._write(send, ending, more=self._error is not None)
+            except _StalledError as e:
+                self._error = e  # rather than what the other side makes of its being left
             group.cancel_scope.cancel()
+
+    async def _write(self, send: Send, piece: bytes, *, more: bool = True) -> None:
+        """Send it in parts, each within a time."""
+        for start in range(0, len(piece) or 1, _PART_BYTES):
+            part = piece[start : start + _PART_BYTES]
+            follows = more or start + _PART_BYTES < len(piece)
+            with anyio.move_on_after(self._stall_s) as waited:
+                await send({"type": "http.response.body", "body": part, "more_body": follows})
+            if waited.cancelled_caught:
+                raise _StalledError(f"the client took nothing in for {self._stall_s:g} s")
 
     async def _make(self, sending: MemoryObjectSendStream[bytes]) -> None:
         asked_s = anyio.current_time()
@@ -167,7 +203,7 @@ class _Stream(Response):
                         await self._still_may()
                         asked_s = anyio.current_time()
             except Exception as e:  # noqa: BLE001
-                self._error = e  # raised again when what came before it has been sent
+                self._error = self._error or e  # raised again when what came before it has been sent
 
     async def _taken(self) -> bytes | None:
         return await anyio.to_thread.run_sync(self._next, limiter=self._limiter)

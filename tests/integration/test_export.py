@@ -8,6 +8,7 @@ import io
 import json
 import math
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
+from eventstore.access.limits import FeedSlot
 from eventstore.api import export as api_export
 from eventstore.app import Store
 from eventstore.cli.main import app as cli
@@ -32,6 +34,7 @@ from eventstore.governance.keys import revoke_key
 from eventstore.governance.tenants import create_tenant
 from eventstore.model.access import Role
 from eventstore.model.event import TEXT_FIELDS
+from eventstore.model.limits import Limits
 from eventstore.model.policy import ArchiveTier, Ending, Policy
 from eventstore.model.query import EventFilter, Order
 from eventstore.model.run import RunKind
@@ -384,6 +387,7 @@ def test_a_client_that_takes_nothing_in_stops_the_work() -> None:
 
     async def run() -> None:
         begun = endless.begin()
+        slot = FeedSlot()
         stream = api_export._Stream(
             begun,
             next(begun.pieces),
@@ -391,6 +395,8 @@ def test_a_client_that_takes_nothing_in_stops_the_work() -> None:
             Unread(),  # type: ignore[arg-type]
             anyio.CapacityLimiter(1),
             anyio.lowlevel.checkpoint,
+            slot,
+            WAIT_S,
         )
         take, gone = anyio.Semaphore(0), anyio.Event()
 
@@ -417,6 +423,29 @@ def test_a_client_that_takes_nothing_in_stops_the_work() -> None:
         assert endless.closed.is_set()
 
     anyio.run(run)
+
+
+def test_a_client_that_stalls_is_disconnected(callers: Callers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_export, "export_events", (endless := Endless()).begin)
+    monkeypatch.setattr(api_export, "parse_duration_us", lambda _: 50_000)
+    plain = {"accept-encoding": "identity"}
+    with callers.as_role(Role.COMPLIANCE).stream("GET", PATH, headers=plain) as response:
+        assert endless.closed.wait(WAIT_S)
+        _, error = taken_in(response)
+    assert isinstance(error, httpx.RemoteProtocolError)
+
+
+def test_exports_are_counted_among_the_feeds(callers: Callers, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = callers.client(callers.key(Role.COMPLIANCE, limits=Limits(feeds_max=1))[1])
+    assert client.get("/v1/tenants/acme/export", params={"seq_to": 3}).status_code == 200
+    monkeypatch.setattr(api_export, "export_events", (endless := Endless()).begin)
+    with client.stream("GET", PATH):
+        assert client.get(PATH).status_code == 429
+    assert endless.closed.wait(WAIT_S)
+    monkeypatch.undo()
+    until = time.monotonic() + WAIT_S
+    while client.get(PATH).status_code == 429:
+        assert time.monotonic() < until
 
 
 def test_an_export_is_written_into_the_log_of_reads(callers: Callers) -> None:
