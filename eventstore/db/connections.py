@@ -6,6 +6,7 @@ seen to take minutes (docs/design/0005-custom-plans.md).
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from sqlalchemy.engine import make_url
 from eventstore.errors import BusyError, SetupError
 
 __all__ = ["SESSION", "Connections"]
+
+_log = logging.getLogger(__name__)
 
 SESSION = {
     "plan_cache_mode": "force_custom_plan",
@@ -89,7 +92,11 @@ class Connections:
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
-        """A SQLAlchemy connection in one transaction (READ COMMITTED): commits, or rolls back."""
+        """A SQLAlchemy connection in one transaction (READ COMMITTED): commits, or rolls back.
+
+        Raises:
+            BusyError: none came free in time, the connection was lost, or somebody else held a lock.
+        """
         with _reporting_loss(), self.engine.begin() as conn:
             yield conn
 
@@ -120,7 +127,7 @@ class Connections:
         try:
             return psycopg.connect(self.url, **self._connect_args, autocommit=True)
         except psycopg.OperationalError as e:
-            raise BusyError(f"cannot connect to Postgres: {e}", hint="try again in a moment") from e
+            raise _away(e) from e
 
     @contextmanager
     def arrow(self) -> Iterator[adbc.Connection]:
@@ -146,7 +153,7 @@ class Connections:
         try:
             conn = adbc.connect(self.url, autocommit=True)
         except adbc_driver_manager.Error as e:
-            raise BusyError(f"cannot connect to Postgres: {e}", hint="try again in a moment") from e
+            raise _away(e) from e
         with conn.cursor() as cursor:
             for name, value in self._session.items():
                 cursor.execute(f"SET {name} = '{value}'")
@@ -155,9 +162,12 @@ class Connections:
 
 @contextmanager
 def _reporting_loss() -> Iterator[None]:
-    """Turn a lost connection, in whichever library's words, into the error that says what to do."""
+    """Turn a lost connection, a lock or a connection that was not to be had, in whichever library's words,
+    into the error that says what to do."""
     try:
         yield
+    except sa.exc.TimeoutError as e:
+        raise BusyError("no database connection came free", hint="try again in a moment") from e
     except (
         psycopg.OperationalError,
         psycopg.errors.IdleInTransactionSessionTimeout,
@@ -165,12 +175,27 @@ def _reporting_loss() -> Iterator[None]:
         sa.exc.InternalError,
         adbc_driver_manager.OperationalError,
     ) as e:
-        if not _is_loss(e.orig if isinstance(e, sa.exc.DBAPIError) else e):
+        cause = e.orig if isinstance(e, sa.exc.DBAPIError) else e
+        if getattr(cause, "sqlstate", None) in _IN_THE_WAY:
+            raise BusyError(
+                "somebody else held in the database what this needs", hint="try again in a moment"
+            ) from e
+        if not _is_loss(cause):
             raise
-        raise BusyError(
-            f"the connection to Postgres was lost: {str(e).strip().splitlines()[0]}",
-            hint="try again; an append whose answer was lost may have been stored: send the same event_ids",
+        raise _away(
+            e, "try again; an append whose answer was lost may have been stored: send the same event_ids"
         ) from e
+
+
+# A lock was not had within its time-out; a deadlock, of which this was the one to give way.
+_IN_THE_WAY = ("55P03", "40P01")
+
+
+def _away(error: Exception, hint: str = "try again in a moment") -> BusyError:
+    """What callers are told when Postgres is away. Where it is, and under which login, is in what the library
+    says, which is for the log alone."""
+    _log.warning("the connection to Postgres was lost: %s", error)
+    return BusyError("the connection to Postgres was lost", hint=hint)
 
 
 def _is_loss(error: BaseException | None) -> bool:

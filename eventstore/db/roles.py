@@ -149,7 +149,8 @@ class TenantConnections:
                 found = cursor.fetchone()
                 here = conn.execute(THIS_DATABASE).fetchone()
         except (BusyError, psycopg.Error) as e:
-            raise SetupError(f"the application cannot work on the database: {e}", hint=hint) from e
+            cause = e.__cause__ or e
+            raise SetupError(f"the application cannot work on the database: {cause}", hint=hint) from e
         assert found is not None
         name, tenant, guarded, owning = found
         if tenant != probe or here != database:
