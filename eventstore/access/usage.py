@@ -4,6 +4,8 @@ What was scanned is added up in memory, and written once a second for all caller
 gives back what the others have counted meanwhile. So a budget may be overrun by what the processes scan
 within about two seconds, and by the look into segments that is under way. A process that is killed takes
 with it what it had not written yet: one second's worth.
+
+A key that replaces another goes on with that one's budget: both count for the first of their line.
 """
 
 from __future__ import annotations
@@ -29,6 +31,14 @@ _log = logging.getLogger(__name__)
 
 _EVERY_S = 1.0
 _KEPT = timedelta(days=90)
+_LINES_MAX = 10_000
+# Of the keys that a key goes back to, the one that replaces none.
+_FIRST = sa.text(
+    "WITH RECURSIVE line AS ("
+    "SELECT key_id, replaces FROM api_keys WHERE key_id = :key_id"
+    " UNION SELECT k.key_id, k.replaces FROM api_keys k JOIN line ON k.key_id = line.replaces"
+    ") SELECT key_id FROM line WHERE replaces IS NULL"
+)
 
 
 @dataclass(slots=True)
@@ -56,6 +66,7 @@ class ArchiveUsage:
         self._monotonic_s = monotonic_s
         self._lock = threading.Lock()
         self._used: dict[str, _Used] = {}
+        self._lines: dict[str, str] = {}  # by caller: for whom it counts
         self._tidied: date | None = None  # the day on which this process last removed old rows
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
@@ -72,6 +83,7 @@ class ArchiveUsage:
     def used(self, subject: str) -> int:
         """What a caller has scanned today, as far as this process knows; never older than a second."""
         today = self._today()
+        subject = self._line(subject)
         with self._lock:
             known = self._used.get(subject)
             if known is not None and known.day == today and self._monotonic_s() - known.seen_s < _EVERY_S:
@@ -90,13 +102,31 @@ class ArchiveUsage:
         """Count bytes that were scanned just now."""
         today = self._today()
         with self._lock:
-            self._of(subject, today).pending += archive_bytes
+            self._of(self._lines.get(subject, subject), today).pending += archive_bytes
 
     def seconds_left(self) -> int:
         """Until midnight of UTC, when every budget is whole again; at least 1."""
         now = self._now()
         tomorrow = datetime.combine(now.date() + timedelta(days=1), datetime.min.time(), UTC)
         return max(1, round((tomorrow - now).total_seconds()))
+
+    def _line(self, subject: str) -> str:
+        """For whom a caller counts: the first key that it, one after the other, replaces; or itself."""
+        with self._lock:
+            known = self._lines.get(subject)
+        if known is not None:
+            return known
+        key_id = subject.removeprefix("key:")
+        first = None
+        if key_id != subject:
+            with self._database.transaction() as conn:
+                first = conn.execute(_FIRST, {"key_id": key_id}).scalar_one_or_none()
+        found = subject if first is None else f"key:{first}"
+        with self._lock:
+            if len(self._lines) >= _LINES_MAX:
+                self._lines.clear()
+            self._lines[subject] = found
+        return found
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.now_us() / US_PER_S, UTC)

@@ -43,7 +43,8 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 
 class NewTenantKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A key to be made. It ends at `expires` or after `expires_in`, or never."""
+    """A key to be made. It ends at `expires` or after `expires_in`, or never. One that a tenant's own
+    administrator makes has the limits of its maker."""
 
     role: Role
     label: str = ""
@@ -259,6 +260,8 @@ async def _create(request: Request, caller: Principal, wanted: NewTenantKey, ten
         raise ForbiddenError(
             "limits are the deployment's to give", hint="leave limits out, or ask its administrator"
         )
+    if caller.tenant is not None and caller.limits is not None:
+        limits = caller.limits  # or it would rid itself of them by a key of its own making
 
     def make(store: Store, now_us: int) -> KeyView:
         key, text = create_key(

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from eventstore.catalog.tenants import get_tenant
-from eventstore.clock import to_iso
+from eventstore.clock import US_PER_S, to_iso
 from eventstore.db.engine import Database
 from eventstore.db.tables import governance
 from eventstore.db.tables_access import api_keys
@@ -39,6 +39,9 @@ __all__ = [
 
 KEYS_CHANNEL = "eventstore_keys"
 LABEL_CHARACTERS_MAX = 200
+# Of one tenant; those that ended within a day count, for each may have used up the day's limits.
+TENANT_KEYS_MAX = 1000
+_DAY_US = 86_400 * US_PER_S
 # Compared with where there is no row, so that an unknown id takes the same steps as a wrong secret.
 _NO_DIGEST = bytes(32)
 _KEY_COLUMNS = [c for c in api_keys.c if c.name not in ("key_no", "digest", "changed_no")]
@@ -59,6 +62,7 @@ def create_key(
 
     Raises:
         InputError: it would have ended already, or a text is missing or too long.
+        StateError: the tenant has as many keys as it may have.
         TenantNotFoundError, TenantClosedError
     """
     key_id, text = new_key_text(role)
@@ -87,7 +91,7 @@ def rotate_key(
 
     Raises:
         KeyNotFoundError: there is no such key.
-        StateError: it has ended; there is nothing to overlap with.
+        StateError: it has ended, and there is nothing to overlap with; or the tenant has too many keys.
         InputError: the new key would have ended already.
         TenantClosedError
     """
@@ -246,6 +250,21 @@ def _refuse_ended(key: ApiKey, now_us: int) -> None:
         raise StateError(f"key {key.key_id} ended on {to_iso(key.expires_us)[:10]}", hint="make a new one")
 
 
+def _refuse_more(conn: sa.Connection, tenant_id: str, now_us: int) -> None:
+    c, since_us = api_keys.c, now_us - _DAY_US
+    counts = sa.and_(
+        c.tenant_id == tenant_id,
+        sa.func.coalesce(c.expires_us, now_us) > since_us,
+        sa.func.coalesce(c.revoked_us, now_us) > since_us,
+    )
+    count = conn.execute(sa.select(sa.func.count()).select_from(api_keys).where(counts)).scalar_one()
+    if count >= TENANT_KEYS_MAX:
+        raise StateError(
+            f"{tenant_id!r} has {count} keys, counting those that ended within a day",
+            hint="revoke what is not used, and make more tomorrow",
+        )
+
+
 def _add(conn: sa.Connection, key: ApiKey, text: str, kind: EntryKind, now_us: int) -> int:
     """Store a new key and its entry in the record, and tell those who remember keys; the entry's number."""
     if key.expires_us is not None and key.expires_us <= now_us:
@@ -257,6 +276,7 @@ def _add(conn: sa.Connection, key: ApiKey, text: str, kind: EntryKind, now_us: i
             raise TenantClosedError(
                 f"{key.tenant_id!r} is being offboarded, or was", hint="it gets no new keys"
             )
+        _refuse_more(conn, key.tenant_id, now_us)
     document = {
         "key_id": key.key_id,
         "role": key.role.value,

@@ -44,6 +44,7 @@ from eventstore.errors import (
     TenantNotFoundError,
     UnauthenticatedError,
 )
+from eventstore.governance import keys as keys_module
 from eventstore.governance.keys import create_key, revoke_key, rotate_key
 from eventstore.model.access import Principal, Role
 from eventstore.model.apikey import new_key_text
@@ -568,6 +569,31 @@ def test_a_tenants_administrator_has_to_do_with_its_own_keys_alone(process: Proc
     assert len(everyone) == 4
     limited = {"role": "writer", "tenant": "acme", "limits": {"feeds_max": 9}}
     assert process.ask("POST", "/v1/keys", root, body=limited).json()["limits"] == {"feeds_max": 9}
+
+
+def test_a_tenants_administrator_stays_within_its_limits(
+    process: Process, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tenant(store)
+    now_us = store.database.now_us()
+    _, admin = create_key(
+        store.database,
+        role=Role.ADMINISTRATOR,
+        tenant_id="acme",
+        by="test",
+        now_us=now_us,
+        limits=Limits(feeds_max=3),
+    )
+    keys = "/v1/tenants/acme/keys"
+    made = process.ask("POST", keys, admin, body={"role": "reader"}).json()
+    assert made["limits"] == {"feeds_max": 3}
+    monkeypatch.setattr(keys_module, "TENANT_KEYS_MAX", 3)
+    assert process.ask("DELETE", f"{keys}/{made['key_id']}", admin).status_code == 200
+    other = process.ask("POST", keys, admin, body={"role": "reader"}).json()
+    for path in (keys, f"{keys}/{other['key_id']}/rotate"):
+        body = {"role": "reader"} if path == keys else None
+        assert process.ask("POST", path, admin, body=body).status_code == 409, "a revoked one counts, too"
+    assert a_key(store.database, Role.READER)
 
 
 def test_keys_are_listed_a_page_at_a_time(process: Process, store: Store) -> None:

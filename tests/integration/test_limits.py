@@ -19,6 +19,7 @@ from eventstore.clock import FixedClock, parse_time_us
 from eventstore.db.engine import Database
 from eventstore.db.tables_access import usage
 from eventstore.errors import BusyError, InputError, RateLimitedError
+from eventstore.governance.keys import create_key, rotate_key
 from eventstore.model.access import Principal, Role
 from eventstore.model.limits import Limits
 from eventstore.model.query import EventFilter
@@ -266,6 +267,21 @@ def test_processes_add_up_and_a_new_day_begins_anew(database: Database) -> None:
     one.write()  # what is long past goes
     with database.transaction() as conn:
         assert conn.execute(sa.select(sa.func.count()).select_from(usage)).scalar_one() == 1
+
+
+def test_a_key_goes_on_with_the_budget_of_those_it_replaces(database: Database) -> None:
+    counting, now_us = ArchiveUsage(database), database.now_us()
+    first, _ = create_key(database, role=Role.READER, tenant_id=None, by="test", now_us=now_us)
+    line = [first.key_id]
+    for _ in range(2):
+        new, *_ = rotate_key(database, line[-1], by="test", now_us=now_us, overlap_us=DAY_US)
+        line.append(new.key_id)
+    for key_id in line:
+        assert counting.used(f"key:{key_id}") == 100 * line.index(key_id)
+        counting.add(f"key:{key_id}", 100)
+        counting.write()
+    assert ArchiveUsage(database).used(f"key:{line[1]}") == 300
+    assert counting.used("oidc:ann") == counting.used("key:unknown") == 0
 
 
 def test_what_could_not_be_written_is_written_with_the_next(
