@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -127,36 +128,37 @@ class Polling:
         wanted, slots = self._subscription.wanted, self._subscription.slots
         found = next_delivery(self._reader, self._tenant, wanted, slots, self._at, self._given.limit)
         if not found.events.num_rows:
-            self._at = {slot: max(at, found.scanned) for slot, at in self._at.items()}
+            self._at = dict(found.through)
             return None
-        receipt = self._note(set(found.slot.tolist()), found.scanned)
+        receipt = self._note(set(found.slot.tolist()), found.through)
         if not receipt.slots:
             self._at, self._claim_s = {}, 0.0  # all were lost: claim anew
             return None
         return self._answer(found, receipt)
 
-    def _note(self, given: set[int], scanned: int) -> Receipt:
+    def _note(self, given: set[int], through: Mapping[int, int]) -> Receipt:
         return note_delivered(
-            self._database, self._subscription, self._given.member, self._held, given, scanned
+            self._database, self._subscription, self._given.member, self._held, given, through
         )
 
     def _answer(self, found: Delivery, receipt: Receipt) -> Response:
         events = found.kept(receipt.slots)
-        self._read.covers(events=events.num_rows, seqs=(found.after + 1, found.scanned))
+        through = max(found.through.values())
+        self._read.covers(events=events.num_rows, seqs=(found.after + 1, through))
         views = list(event_views(events))
         answer = {
             "events": views,
             "receipt": receipt.encode(),
             "slots": list(self._held),
-            "through": found.scanned,
+            "through": through,
         }
         return _answered(answer)
 
     def _nothing(self) -> Response:
         """Where nothing was wanted, the cursors move on: it is not looked at again."""
-        through = min(self._at.values(), default=0)
-        if any(held.cursor < through for held in self._held.values()):
-            self._note(set(), through)
+        if any(held.cursor < self._at.get(slot, 0) for slot, held in self._held.items()):
+            self._note(set(), self._at)
+        through = max(self._at.values(), default=0)
         return _answered(Delivered([], Receipt({}).encode(), list(self._held), through))
 
 

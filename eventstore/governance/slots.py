@@ -88,11 +88,11 @@ def note_delivered(
     member: str,
     held: Mapping[int, Held],
     given: Collection[int],
-    scanned: int,
+    through: Mapping[int, int],
 ) -> Receipt:
-    """Note that a member is about to be given all that is wanted up to seq `scanned` of the slots `given`;
-    the others of `held` have nothing up to there, and move on. The receipt leaves out slots that were lost
-    meanwhile: their events must not be given.
+    """Note that a member is about to be given all that is wanted of the slots `given` up to the seq in
+    `through`; the others of `held` have nothing up to theirs, and move on. The receipt leaves out slots that
+    were lost meanwhile: their events must not be given.
 
     Raises:
         SubscriptionNotFoundError: it was deleted meanwhile.
@@ -103,20 +103,20 @@ def note_delivered(
         subscription_row(conn, tenant_id, name, lock="stays")
         now = conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
         until = now + timedelta(seconds=subscription.lease_s)
-        idle = []
+        moved: dict[tuple[int, bool], list[int]] = {}  # slots that go to the same place
         for slot in locked_slots(conn, tenant_id, name):
             ours = held.get(slot.slot)
             if ours is None or slot.member != member or slot.generation != ours.generation:
                 continue
+            to = through[slot.slot]
             if slot.slot in given:
-                receipt[slot.slot] = (slot.generation, scanned)
-            elif slot.cursor < scanned:
-                idle.append(slot.slot)
-        delivered = sa.func.greatest(subscription_slots.c.delivered, scanned)
-        if receipt:
-            _update(conn, tenant_id, name, receipt, delivered=delivered, leased_until=until)
-        if idle:
-            _update(conn, tenant_id, name, idle, cursor=scanned, delivered=delivered, leased_until=until)
+                receipt[slot.slot] = (slot.generation, to)
+            if slot.slot in given or slot.cursor < to:
+                moved.setdefault((to, slot.slot in given), []).append(slot.slot)
+        for (to, is_given), slots in moved.items():
+            delivered = sa.func.greatest(subscription_slots.c.delivered, to)
+            cursor = {} if is_given else {"cursor": to}
+            _update(conn, tenant_id, name, slots, delivered=delivered, leased_until=until, **cursor)
     return Receipt(receipt)
 
 

@@ -19,15 +19,19 @@ import sqlalchemy as sa
 from eventstore.access.limits import FeedSlot
 from eventstore.api import feed, polling
 from eventstore.api.access import principal_of
+from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.db.tables_subscriptions import subscriptions
-from eventstore.errors import ConfirmationError, ForbiddenError, UnauthenticatedError
+from eventstore.errors import ConfirmationError, FeedResetError, ForbiddenError, UnauthenticatedError
 from eventstore.governance import slots
 from eventstore.governance.policies import apply_change
 from eventstore.governance.subscriptions import delete_subscription, seek, subscription_row
 from eventstore.model.access import Principal, Role
 from eventstore.model.policy import ArchiveTier, Ending, PolicyOverride
+from eventstore.model.query import EventFilter
 from eventstore.model.run import RunKind
-from eventstore.query.feed import FeedReader
+from eventstore.model.subscription import Receipt, slot_of
+from eventstore.query.delivery import next_delivery
+from eventstore.query.feed import FeedReader, Look
 from eventstore.retention.compactor import RunOrder
 from tests.integration.apiserver import Served, Tenant, event, is_problem, served_api
 from tests.unit.helpers import DAY_US, START_US, execute
@@ -185,6 +189,37 @@ def test_a_poll_waits_for_the_next_commit(served: Served) -> None:
     group.tenant.append(event())
     waiting.join(25)
     assert [seqs(given) for given in found] == [[1]]
+
+
+def test_a_slot_that_stays_behind_keeps_no_other_waiting(served: Served) -> None:
+    group = Group(served, slots=2)
+    a, b = (
+        next(f"e{n}" for n in range(99) if slot_of(f"order\0e{n}".encode(), 2) == slot) for slot in (0, 1)
+    )
+    group.tenant.append(*(event(entity_id=a) for _ in range(10)))
+    group.tenant.append(*(event(entity_id=b) for _ in range(10)))
+    held = Receipt.decode(group.poll()["receipt"]).slots
+    assert group.ack({"receipt": Receipt({1: held[1]}).encode()}).json()["cursors"] == {"1": 20}
+    group.tenant.append(*(event(entity_id=b) for _ in range(3)))
+    given = group.poll(limit=4)
+    assert seqs(given) == [1, 2, 21, 22]
+    assert group.ack(given).json()["cursors"] == {"0": 2, "1": 22}
+    assert seqs(group.poll()) == [*range(3, 11), 23]
+
+
+def test_what_exists_before_destroyed_events_is_given_first() -> None:
+    class Torn(FeedReader):
+        def __init__(self) -> None:
+            pass
+
+        def read(self, tenant_id: str, after: int, *_: Any, **__: Any) -> Iterator[Look]:
+            if after < 7:
+                yield Look(EVENT_SCHEMA.empty_table(), 7)
+            raise FeedResetError("gone", oldest_seq=9, since=8, expired=[])
+
+    assert next_delivery(Torn(), "t", EventFilter(), 2, {0: 3, 1: 5}, 9).through == {0: 7, 1: 7}
+    with pytest.raises(FeedResetError):
+        next_delivery(Torn(), "t", EventFilter(), 2, {0: 7, 1: 7}, 9)
 
 
 def test_who_waits_writes_nothing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
