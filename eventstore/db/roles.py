@@ -7,6 +7,7 @@ name and a proof made with a key that the role cannot read (docs/design/0024-row
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -158,13 +159,21 @@ class TenantConnections:
         if not guarded or owning:
             raise SetupError(f"row-level security does not hold the login {name!r}", hint=hint)
 
+    def derived_key(self, purpose: str) -> bytes:
+        """32 bytes that every process of the database has, and no SQL of the application's role."""
+        return hmac.digest(self._scope_key(), purpose.encode(), "sha256")
+
     def _token(self, tenant_id: str) -> str:
         check_tenant_id(tenant_id)
+        key = self._scope_key()
+        proof = hashlib.sha256(key + tenant_id.encode()).digest()
+        return f"{tenant_id}:{hashlib.sha256(key + proof).hexdigest()}"
+
+    def _scope_key(self) -> bytes:
         if self._key is None:
             with self._lock:
                 self._key = self._key or self._read_key()
-        proof = hashlib.sha256(self._key + tenant_id.encode()).digest()
-        return f"{tenant_id}:{hashlib.sha256(self._key + proof).hexdigest()}"
+        return self._key
 
 
 def _run(conn: adbc.Connection, script: str) -> None:

@@ -4,10 +4,14 @@ A NOTIFY inside the append's transaction would take a lock of the whole database
 connection of its own, for all commits of a moment together. It is a hint: nothing depends on it for more than
 time, since whoever follows a log looks at it every second anyhow (an import, or another version of this
 program, sends none).
+
+LISTEN takes no privilege: smuggled SQL may do it as well. So what is said is sealed with a key that the
+application's role cannot read.
 """
 
 from __future__ import annotations
 
+import base64
 import logging
 import secrets
 import threading
@@ -16,6 +20,7 @@ from contextlib import contextmanager
 
 import msgspec
 import psycopg
+from cryptography.fernet import Fernet, InvalidToken
 
 from eventstore.db.engine import Database
 from eventstore.errors import EventStoreError
@@ -27,8 +32,8 @@ _log = logging.getLogger(__name__)
 _CHANNEL = "eventstore_commits"
 # Between two NOTIFYs at the least; the first after a pause goes at once.
 _EVERY_S = 0.02
-# Postgres takes less than 8000 bytes.
-_PAYLOAD_BYTES_MAX = 7900
+# Postgres takes less than 8000 bytes; sealed, these are 7800.
+_PAYLOAD_BYTES_MAX = 5780
 _PAUSE_S = 1.0  # after a connection was lost
 _LISTEN_S = 0.25  # how long a listener waits before it looks whether it is to end
 
@@ -102,20 +107,24 @@ class Wakes:
         for listener in self._listeners:
             listener(tenant_id)
 
+    def _seal(self) -> Fernet:
+        return Fernet(base64.urlsafe_b64encode(self._database.app.derived_key("wakes")))
+
     # --- to other processes -----------------------------------------------------------------------------
 
     def _notify(self) -> None:
         while not self._over.is_set():
             try:
+                seal = self._seal()
                 with self._database.connect_apart() as conn:
                     # A NOTIFY is a transaction; nobody waits for this one to be on disk.
                     conn.execute("SET synchronous_commit = off")
-                    self._notify_over(conn)
+                    self._notify_over(conn, seal)
             except (psycopg.Error, EventStoreError) as e:
                 _log.info("other processes could not be told of commits: %s", e)
                 self._over.wait(_PAUSE_S)
 
-    def _notify_over(self, conn: psycopg.Connection[tuple[object, ...]]) -> None:
+    def _notify_over(self, conn: psycopg.Connection[tuple[object, ...]], seal: Fernet) -> None:
         while True:
             self._something.wait()
             if self._over.is_set():
@@ -124,7 +133,7 @@ class Wakes:
             with self._lock:
                 tenants, self._pending = self._pending, set()
             if tenants:
-                payload = payload_of(self._process, tenants)
+                payload = payload_of(seal, self._process, tenants)
                 conn.execute("SELECT pg_notify(%s, %s)", [_CHANNEL, payload])
                 self._over.wait(_EVERY_S)
 
@@ -133,22 +142,23 @@ class Wakes:
     def _listen(self) -> None:
         while not self._over.is_set():
             try:
+                seal = self._seal()
                 with self._database.connect_apart() as conn:
                     conn.execute(f"LISTEN {_CHANNEL}")
                     self._listening.set()
                     self._wake(None)  # whatever was said while nobody listened
                     while not self._over.is_set():
                         for notice in conn.notifies(timeout=_LISTEN_S):
-                            self._heard(notice.payload)
+                            self._heard(seal, notice.payload)
             except (psycopg.Error, EventStoreError) as e:
                 self._listening.clear()
                 _log.info("other processes' commits are not heard of: %s", e)
                 self._over.wait(_PAUSE_S)
 
-    def _heard(self, payload: str) -> None:
+    def _heard(self, seal: Fernet, payload: str) -> None:
         try:
-            said = _DECODER.decode(payload)
-        except msgspec.MsgspecError:
+            said = _DECODER.decode(seal.decrypt(payload))
+        except (InvalidToken, msgspec.MsgspecError):
             self._wake(None)  # of another version
             return
         if said.sender == self._process:
@@ -160,10 +170,10 @@ class Wakes:
             self._wake(tenant_id)
 
 
-def payload_of(sender: str, tenants: set[str]) -> str:
-    """What a NOTIFY says: whose logs have grown, or that any may have if they are too many to name."""
+def payload_of(seal: Fernet, sender: str, tenants: set[str]) -> str:
+    """What a NOTIFY says, sealed: whose logs have grown, or that any may have, if they are too many."""
     if sum(map(len, tenants)) < _PAYLOAD_BYTES_MAX:
         payload = _ENCODER.encode(_Payload(sender, sorted(tenants)))
         if len(payload) <= _PAYLOAD_BYTES_MAX:
-            return payload.decode()
-    return _ENCODER.encode(_Payload(sender, None)).decode()
+            return seal.encrypt(payload).decode()
+    return seal.encrypt(_ENCODER.encode(_Payload(sender, None))).decode()

@@ -27,6 +27,7 @@ from eventstore.db.roles import APP_ROLE, make_login, with_login
 from eventstore.db.tables import metadata
 from eventstore.errors import SetupError, TenantNotFoundError
 from eventstore.hot.append import Appender, AppendRequest
+from eventstore.hot.wake import Wakes
 from eventstore.query.stats import log_stats
 from eventstore.query.tiers import Tiers
 from eventstore.settings import Settings
@@ -195,6 +196,21 @@ def test_statements_of_other_sessions_are_not_shown(site: Site) -> None:
         with site.raw() as conn:
             shown = conn.execute("SELECT query FROM pg_stat_activity WHERE datname = current_database()")
             assert not [query for (query,) in shown if query and "globex" in query]
+
+
+def test_what_processes_say_of_commits_is_sealed(site: Site) -> None:
+    """LISTEN takes no privilege."""
+    wakes = Wakes(site.store.database)
+    with psycopg.connect(site.app_url, autocommit=True) as conn:
+        conn.execute("LISTEN eventstore_commits")
+        wakes.start()
+        try:
+            wakes.committed("globex")
+            heard = [notice.payload for notice in conn.notifies(timeout=30, stop_after=1)]
+        finally:
+            wakes.close()
+    assert len(heard) == 1
+    assert "globex" not in heard[0]
 
 
 # --- changing -----------------------------------------------------------------------------------------
