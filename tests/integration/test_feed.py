@@ -1,6 +1,6 @@
 """The feed over real sockets: both seams while everything moves, resuming, resets, errors, slow consumers.
 
-By default with 20,000 events and 60 cuts. The long form:
+By default with 8,000 events and 25 cuts. The long form:
 
     FEED_EVENTS=1000000 FEED_CUTS=1000 python -m pytest tests/integration/test_feed.py
 """
@@ -52,9 +52,9 @@ from tests.conftest import create_database
 from tests.integration.following import TIMEOUT_S, Chain, Consumer, Served, serving
 from tests.unit.helpers import DAY_US, HOUR_US, START_US, append, execute, fill_days, new_event
 
-EVENTS = int(os.environ.get("FEED_EVENTS", "20000"))
-CUTS = int(os.environ.get("FEED_CUTS", "60"))
-LONG = EVENTS > 20_000 or CUTS > 60
+EVENTS = int(os.environ.get("FEED_EVENTS", "8000"))
+CUTS = int(os.environ.get("FEED_CUTS", "25"))
+LONG = EVENTS > 8_000 or CUTS > 25
 # Hot for no longer than the hour itself, near for three, then deep.
 MOVING = Policy(WindowUnit.HOUR, 0, (ArchiveTier("near", 3 * HOUR_US), ArchiveTier("deep")))
 EXPIRING = Policy(WindowUnit.DAY, 0, (ArchiveTier("near", DAY_US),), Ending.EXPIRE)
