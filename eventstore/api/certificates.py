@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -19,6 +21,7 @@ from eventstore.governance.certificates import (
     list_certificates,
     trusted_keys,
 )
+from eventstore.governance.envelope import CERTIFICATE_TYPE
 from eventstore.governance.signing import verify
 from eventstore.model.access import Permission
 from eventstore.model.certificate import payload_sha256, to_payload
@@ -60,6 +63,13 @@ _VIEW: dict[str, Any] = {
     "key_ids": ["5f1c0c2e"],
     "stored_in": "archive",
 }
+_SIGNED = json.dumps(
+    {
+        "payload": base64.b64encode(json.dumps(_VIEW["certificate"]).encode()).decode(),
+        "payloadType": CERTIFICATE_TYPE,
+        "signatures": [{"keyid": "5f1c0c2e", "sig": "S+1YLF+MTDwYkxXi4CHKIwgQudVeoUVh…"}],
+    }
+)
 
 
 def _view(stored: StoredCertificate) -> dict[str, Any]:
@@ -102,7 +112,9 @@ async def certificates(
     "/{number}",
     dependencies=[allow(Permission.READ)],
     summary="One certificate, its signature verified",
-    responses=answers(CertificateView, example=_VIEW, media={_ENVELOPE: "The signed envelope (DSSE)"}),
+    responses=answers(
+        CertificateView, example=_VIEW, media={_ENVELOPE: ("The signed envelope (DSSE)", _SIGNED)}
+    ),
 )
 async def one_certificate(
     tenant: str,

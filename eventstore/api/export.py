@@ -7,6 +7,7 @@ from typing import Annotated
 
 import anyio
 import anyio.to_thread
+import msgspec
 from anyio.streams.memory import MemoryObjectSendStream
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.types import Receive, Scope, Send
@@ -18,12 +19,14 @@ from eventstore.api.limits import feed_slot
 from eventstore.api.parameters import known_parameters
 from eventstore.api.reads import Read, ReadAction, reading
 from eventstore.api.schemas import answers
+from eventstore.api.shapes import EVENT_EXAMPLE
 from eventstore.app import Store
 from eventstore.clock import US_PER_S
 from eventstore.model.access import Permission
 from eventstore.model.policy import parse_duration_us
 from eventstore.model.query import Order
 from eventstore.query.export import MEDIA_TYPES, Export, ExportFormat, export_events, failure
+from eventstore.query.render import csv_header
 
 __all__ = ["STEPS_AT_ONCE", "router"]
 
@@ -39,11 +42,20 @@ _PART_BYTES = 256 * 2**10
 # Clients take a few KiB of headers.
 _EXPIRED_MAX = 50
 
+_SHOWN = dict(EVENT_EXAMPLE) | {"new_value": '""draft""'}
+_ROW = ",".join("" if v is None else f'"{v}"' if isinstance(v, str) else str(v) for v in _SHOWN.values())
+# What is no text is shown by how it begins and ends.
 _HELD = {
-    ExportFormat.NDJSON: "An event a line, as in the other answers",
-    ExportFormat.CSV: "A line of names, then an event a line. No cell is a formula",
-    ExportFormat.PARQUET: "A Parquet file",
-    ExportFormat.ARROW: "An Arrow IPC stream",
+    ExportFormat.NDJSON: (
+        "An event a line, as in the other answers",
+        msgspec.json.encode(EVENT_EXAMPLE).decode() + "\n",
+    ),
+    ExportFormat.CSV: (
+        "A line of names, then an event a line. No cell is a formula",
+        csv_header().decode() + _ROW + "\n",
+    ),
+    ExportFormat.PARQUET: ("A Parquet file", "PAR1…PAR1"),
+    ExportFormat.ARROW: ("An Arrow IPC stream", "\\xff\\xff\\xff\\xff…\\xff\\xff\\xff\\xff\\0\\0\\0\\0"),
 }
 _FORMAT = Annotated[ExportFormat, Query(alias="format", description="What the answer is")]
 
