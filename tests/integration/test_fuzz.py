@@ -27,7 +27,10 @@ from eventstore.api.server import create_app
 from eventstore.app import Store
 from eventstore.clock import FixedClock
 from eventstore.governance.keys import create_key
+from eventstore.governance.subscriptions import create_subscription
 from eventstore.model.access import Role
+from eventstore.model.query import EventFilter
+from eventstore.model.subscription import Receipt, Subscription
 from tests.unit.helpers import DAY_US, START_US, append, make_tenant, new_event, run_retention
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "6"))
@@ -42,8 +45,11 @@ EVENT = {"entity_type": "order", "entity_id": "1", "action": "made", "actor": "a
 
 @pytest.fixture
 def served(store: Store, clock: FixedClock) -> Iterator[tuple[str, str]]:
-    """A store over real HTTP, with a tenant in both tiers: its address, and an administrator's key."""
+    """A store over real HTTP, with a tenant in both tiers and its subscription: its address, and an
+    administrator's key."""
     make_tenant(store)
+    subscription = Subscription("acme", "sub", EventFilter(), slots=2, lease_s=30)
+    create_subscription(store.database, subscription, after=0, by="ann")
     for day in range(3):
         clock.move_to(START_US + day * DAY_US)
         append(store, "acme", new_event(new_value={"a": 1}), new_event("2"))
@@ -79,6 +85,7 @@ def test_the_document_says_all(served: tuple[str, str]) -> None:
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=base)
     tried = 0
+    met: set[str] = set()
     for result in schema.get_all_operations():
         operation = result.ok()
 
@@ -96,15 +103,35 @@ def test_the_document_says_all(served: tuple[str, str]) -> None:
             if "tenant" in case.path_parameters and tried % 4:
                 case.path_parameters["tenant"] = "acme"
             headers = dict(authorization)
+            if "subscription" in case.path_parameters and case.method != "DELETE":
+                aim(case, tried)
             if case.path.endswith("/feed"):
                 # Else the stream goes on for ever, as it has to.
                 headers["accept"] = "application/x-ndjson"
                 case.query = {**(case.query or {}), "wait": 0}
             response = case.call(headers=headers, timeout=60)
+            if response.status_code < 300 and "/{subscription}/" in case.path:
+                met.add(case.path.rpartition("/")[2])
             case.validate_response(response, checks=CHECKS, headers=headers)
 
         attempt()
     assert tried >= 25
+    assert {"poll", "heartbeat", "leave", "seek"} <= met, "only what does not exist was asked for"
+
+
+def aim(case: schemathesis.Case, tried: int) -> None:
+    """Let a request about a subscription mostly find one, its members, and what they were given."""
+    if tried % 4:
+        case.path_parameters = {"tenant": "acme", "subscription": "sub"}
+    if isinstance(case.body, dict):
+        if case.path.endswith("/poll") and "wait" in case.body:
+            case.body["wait"] = 0
+        if "member" in case.body and tried % 3:
+            case.body["member"] = "one"
+        if "after" in case.body and tried % 3:
+            case.body["after"] = tried % 5
+        if "receipt" in case.body and tried % 3:
+            case.body["receipt"] = Receipt({tried % 2: (1, 1)}).encode()
 
 
 HOSTILE = {
