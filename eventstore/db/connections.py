@@ -178,7 +178,8 @@ def _reporting_loss() -> Iterator[None]:
         cause = e.orig if isinstance(e, sa.exc.DBAPIError) else e
         if getattr(cause, "sqlstate", None) in _IN_THE_WAY:
             raise BusyError(
-                "somebody else held in the database what this needs", hint="try again in a moment"
+                "readers, or another change, held in the database what this needs for too long",
+                hint="try again in a moment",
             ) from e
         if not _is_loss(cause):
             raise

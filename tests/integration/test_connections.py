@@ -42,9 +42,9 @@ def test_callers_are_not_told_where_the_database_is(kind: str, caplog: pytest.Lo
 @pytest.mark.parametrize("sqlstate", ["lock_not_available", "deadlock_detected"])
 def test_who_waited_for_others_in_vain_is_told_to_try_again(database: Database, sqlstate: str) -> None:
     in_the_way = f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{sqlstate}'; END $$"
-    with pytest.raises(BusyError, match="somebody else"), database.transaction() as conn:
+    with pytest.raises(BusyError, match="another change"), database.transaction() as conn:
         conn.exec_driver_sql(in_the_way)
-    with pytest.raises(BusyError, match="somebody else"), database.connection() as driver:
+    with pytest.raises(BusyError, match="another change"), database.connection() as driver:
         driver.execute(in_the_way.encode())
 
 
