@@ -1,7 +1,6 @@
 """Runs migrations: online only, in one transaction, never stalling a site for long."""
 
 from alembic import context
-from eventstore.db import tables_access, tables_subscriptions  # their tables belong to the metadata
 from eventstore.db.locks import migration_key
 from eventstore.db.tables import metadata
 

@@ -118,7 +118,7 @@ async def certificates(
 )
 async def one_certificate(
     tenant: str,
-    number: Annotated[int, Path(ge=1, lt=2**63)],
+    number: Annotated[int, Path(ge=1, lt=2**31)],
     request: Request,
     envelope: Annotated[bool, Query(description="The signed envelope as it is stored")] = False,
 ) -> Response:

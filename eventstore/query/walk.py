@@ -150,11 +150,7 @@ class Walk:
         first, last = self._group_span(group, end)
         limit = min(self.remaining, self.step_rows)
         if self.wanted.is_range:
-            # Every seq is wanted: so many seqs are enough, and what lies behind them need not be sorted.
-            if self.descending:
-                first = max(first, last - limit + 1)
-            else:
-                last = min(last, first + limit - 1)
+            first, last = self._cut(group, first, last, limit)
             group = [part for part in group if span(part)[0] <= last and span(part)[1] >= first]
         events, first, last, unreadable = self._read_group(state, group, first, last, limit)
         first, last = self._looked_at(events, first, last, full=events.num_rows == limit)
@@ -230,6 +226,19 @@ class Walk:
                 raise CoverageError(
                     f"no segment of {self.tenant_id!r} covers seq {span(one)[1] + 1}, or two do", hint=_VERIFY
                 )
+        return first, last
+
+    def _cut(self, group: Sequence[ArchivePart], first: int, last: int, limit: int) -> tuple[int, int]:
+        """Where every seq is wanted, the range within which `limit` events lie: what is behind them need not
+        be sorted."""
+        left = limit
+        for part in group:
+            start, end = max(first, span(part)[0]), min(last, span(part)[1])
+            if isinstance(part, ExpiredRange):
+                continue
+            if end - start + 1 >= left:
+                return (end - left + 1, last) if self.descending else (first, start + left - 1)
+            left -= end - start + 1
         return first, last
 
     def _may_match(self, part: ArchivePart) -> TypeGuard[Segment]:

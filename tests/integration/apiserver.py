@@ -61,10 +61,12 @@ def served_api(server_url: str, template_database: str, folder: Path, **settings
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         address = listener.getsockname()
-        with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}", timeout=30) as client:
-            yield Served(store, clock, client, address, folder / "archive")
-        server.should_exit = True
-        thread.join(30)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}", timeout=30) as client:
+                yield Served(store, clock, client, address, folder / "archive")
+        finally:
+            server.should_exit = True
+            thread.join(30)
         assert not thread.is_alive()
     execute(server_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 

@@ -7,14 +7,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import threading
 from collections.abc import Iterator
 
 import httpx
 import pytest
 import requests
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -23,14 +21,12 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from eventstore.api.server import create_app
-from eventstore.app import Store
-from eventstore.clock import FixedClock
 from eventstore.governance.keys import create_key
 from eventstore.governance.subscriptions import create_subscription
 from eventstore.model.access import Role
 from eventstore.model.query import EventFilter
 from eventstore.model.subscription import Receipt, Subscription
+from tests.integration.apiserver import served_api
 from tests.unit.helpers import DAY_US, START_US, append, make_tenant, new_event, run_retention
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "6"))
@@ -43,39 +39,26 @@ CHECKS = [
 EVENT = {"entity_type": "order", "entity_id": "1", "action": "made", "actor": "ann", "source": "web"}
 
 
-@pytest.fixture
-def served(store: Store, clock: FixedClock) -> Iterator[tuple[str, str]]:
+@pytest.fixture(scope="module")
+def served(
+    server_url: str, template_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str]]:
     """A store over real HTTP, with a tenant in both tiers and its subscription: its address, and an
     administrator's key."""
-    make_tenant(store)
-    subscription = Subscription("acme", "sub", EventFilter(), slots=2, lease_s=30)
-    create_subscription(store.database, subscription, after=0, by="ann")
-    for day in range(3):
-        clock.move_to(START_US + day * DAY_US)
-        append(store, "acme", new_event(new_value={"a": 1}), new_event("2"))
-    run_retention(store, START_US + 2 * DAY_US)
-    _, key = create_key(
-        store.database, role=Role.ADMINISTRATOR, tenant_id=None, by="ann", now_us=store.database.now_us()
-    )
-    config = uvicorn.Config(create_app(store), host="127.0.0.1", port=0, log_level="error", lifespan="on")
-    server = uvicorn.Server(config)
-    ready = threading.Event()
-    started = server.startup
-
-    async def startup(sockets: object = None) -> None:
-        await started()
-        ready.set()
-
-    server.startup = startup  # type: ignore[method-assign, assignment]
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert ready.wait(30)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}", key
-    finally:
-        server.should_exit = True
-        thread.join()
+    folder = tmp_path_factory.mktemp("fuzz")
+    with served_api(server_url, template_database, folder) as api:
+        store = api.store
+        make_tenant(store)
+        subscription = Subscription("acme", "sub", EventFilter(), slots=2, lease_s=30)
+        create_subscription(store.database, subscription, after=0, by="ann")
+        for day in range(3):
+            api.clock.move_to(START_US + day * DAY_US)
+            append(store, "acme", new_event(new_value={"a": 1}), new_event("2"))
+        run_retention(store, START_US + 2 * DAY_US)
+        _, key = create_key(
+            store.database, role=Role.ADMINISTRATOR, tenant_id=None, by="ann", now_us=store.database.now_us()
+        )
+        yield f"http://127.0.0.1:{api.address[1]}", key
 
 
 def test_the_document_says_all(served: tuple[str, str]) -> None:
