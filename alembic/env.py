@@ -1,6 +1,7 @@
 """Runs migrations: online only, in one transaction, never stalling a site for long."""
 
 from alembic import context
+from eventstore.db import tables_access, tables_subscriptions  # noqa: F401 - their tables belong to the metadata
 from eventstore.db.locks import migration_key
 from eventstore.db.tables import metadata
 
