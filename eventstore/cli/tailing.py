@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Annotated
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 from rich.markup import escape
 
 from eventstore.app import Store, open_store
-from eventstore.cli.output import errors, resolve_format, write_events
+from eventstore.cli.output import Format, errors, resolve_format, write_events
 from eventstore.cli.reading import FormatOption, TenantArgument
-from eventstore.columns.schema import EVENT_SCHEMA
+from eventstore.client import Client, Event, FeedReset
+from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
 from eventstore.errors import EventStoreError, FeedResetError, RetryError
 from eventstore.hot.wake import Wakes
+from eventstore.model.event import VALUE_FIELDS
 from eventstore.model.query import EventFilter, Order
-from eventstore.query.feed import FeedReader
+from eventstore.query.feed import FEED_FILTERS, FeedReader
 from eventstore.settings import load_settings
 
 __all__ = ["register"]
@@ -48,6 +51,13 @@ def tail(
     source: str | None = None,
     workspace_id: str | None = None,
     form: FormatOption = None,
+    url: Annotated[
+        str | None, typer.Option(help="Ask the store served there, over HTTP, instead of opening it here.")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="EVENTSTORE_KEY", show_envvar=True, help="The API key for --url."),
+    ] = None,
 ) -> None:
     """Show the newest events, oldest first; with -f, and then each as it comes."""
     wanted = EventFilter(
@@ -59,6 +69,10 @@ def tail(
         source=source,
         workspace_id=workspace_id,
     )
+    if url is not None:
+        with Client(url, tenant, api_key=api_key) as client:
+            _show(_served_events(client, wanted, lines, follow=follow), form)
+        return
     with open_store(load_settings()) as store, ExitStack() as stack:
         woken = threading.Event()
         if follow:
@@ -66,12 +80,14 @@ def tail(
             wakes.start(tell=False)
             stack.callback(wakes.close)
             stack.enter_context(wakes.listening(lambda name: woken.set() if name in (None, tenant) else None))
-        try:
-            write_events(
-                _events(store, tenant, wanted, lines, woken if follow else None), resolve_format(form)
-            )
-        except KeyboardInterrupt:
-            raise typer.Exit(_INTERRUPTED) from None
+        _show(_events(store, tenant, wanted, lines, woken if follow else None), form)
+
+
+def _show(events: Iterable[pa.Table], form: Format | None) -> None:
+    try:
+        write_events(events, resolve_format(form))
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
 
 
 def _events(
@@ -106,5 +122,38 @@ def _newest(store: Store, tenant: str, wanted: EventFilter, lines: int, last_seq
     return found.take(pc.sort_indices(found, [("seq", "ascending")]))
 
 
-def _tell(error: EventStoreError) -> None:
+def _served_events(client: Client, wanted: EventFilter, lines: int, *, follow: bool) -> Iterator[pa.Table]:
+    """The same over HTTP, with what a reader's key may ask."""
+    filters = {name: value for name in FEED_FILTERS if (value := getattr(wanted, name)) is not None}
+    cursor = client.stats().head.last_seq
+    if lines and cursor:
+        newest = client.events(
+            order="desc", limit=lines, page_events=min(lines, 1000), seq_to=cursor, **filters
+        )
+        yield _table(list(newest)[::-1])
+    if not follow:
+        return
+    sys.stdout.flush()
+    for item in client.feed(cursor, on_reset="yield", **filters):
+        if isinstance(item, FeedReset):
+            _tell(f"events up to seq {item.since} were destroyed; going on behind them")
+            continue
+        yield _table([item])
+        sys.stdout.flush()
+
+
+def _table(events: Sequence[Event]) -> pa.Table:
+    def text(value: object) -> str | None:
+        return None if value is None else msgspec.json.encode(value).decode()
+
+    rows = [
+        {name: getattr(event, name) for name in EVENT_FIELDS}
+        | {"event_id": event.event_id.bytes, "hash": bytes.fromhex(event.hash)}
+        | {name: text(getattr(event, name)) for name in VALUE_FIELDS}
+        for event in events
+    ]
+    return pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)
+
+
+def _tell(error: EventStoreError | str) -> None:
     errors.print(f"[yellow]{escape(str(error))}[/]", highlight=False)
