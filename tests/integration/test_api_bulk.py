@@ -301,7 +301,7 @@ def test_rows_without_bytes_are_bounded_too(tenant: Tenant) -> None:
 
 def compressed(codec: str, data: bytes) -> bytes:
     if codec == "gzip":
-        return gzip.compress(data)
+        return gzip.compress(data, mtime=0)
     done: bytes = pa.Codec("zstd").compress(data).to_pybytes()
     return done
 
@@ -327,7 +327,7 @@ def test_a_compressed_body_is_what_it_holds(tenant: Tenant, codec: str) -> None:
 
 def test_two_gzip_members_are_one_body(tenant: Tenant) -> None:
     lines = [json.dumps(event(entity_id=str(n))).encode() + b"\n" for n in range(2)]
-    body = b"".join(gzip.compress(line) for line in lines)
+    body = b"".join(gzip.compress(line, mtime=0) for line in lines)
     assert post(tenant, body, "gzip", "application/x-ndjson").json()["count"] == 2
 
 
@@ -345,10 +345,10 @@ def test_a_bomb_is_not_blown_up(tenant: Tenant, codec: str) -> None:
     [
         ("br", b"x", 415),
         ("deflate", b"x", 415),
-        ("gzip, gzip", gzip.compress(gzip.compress(b"{}")), 415),
+        ("gzip, gzip", gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), 415),
         ("gzip", b"{}", 400),
-        ("gzip", gzip.compress(b"[]")[:-4], 400),
-        ("gzip", gzip.compress(b"[]") + b"rest", 400),
+        ("gzip", gzip.compress(b"[]", mtime=0)[:-4], 400),
+        ("gzip", gzip.compress(b"[]", mtime=0) + b"rest", 400),
         ("gzip", b"", 422),
         ("identity", b"", 422),
         ("zstd", b"(\xb5/\xfd", 400),
