@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -526,7 +527,8 @@ def test_a_consumer_that_takes_nothing_is_not_read_ahead_for_and_resumes(
     closed = threading.Event()
     monkeypatch.setattr(feed._log, "warning", lambda *_: closed.set())
     impatient = served.store.settings.model_copy(update={"feed_stall": "0.5s"})
-    monkeypatch.setattr(served.app.state, "store", replace(served.store, settings=impatient))
+    # Not on the state itself, whose attributes a monkeypatch would delete when it is undone.
+    monkeypatch.setitem(served.app.state._state, "store", replace(served.store, settings=impatient))
     with Consumer(served.port, served.path(tenant), receive_bytes=4096) as consumer:
         assert closed.wait(TIMEOUT_S)  # it takes nothing in, and waits to be disconnected
         # What is on the way at the most: the first step of 256, one of 4 MB, and what the sockets hold.
@@ -593,7 +595,11 @@ def test_a_commit_in_another_process_is_heard_of(
         "EVENTSTORE_TARGETS": json.dumps(settings.targets),
     }
     command = [sys.executable, "-m", "eventstore.cli.main", "serve", "--port", "0", "--no-scheduler"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as other:
+    with (
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as other,
+        ExitStack() as stack,
+    ):
+        stack.callback(other.kill)  # or its end would be waited for, whatever fails here
         assert other.stdout is not None
         port = int(other.stdout.readline().split("http://127.0.0.1:")[1].split("/")[0])
         with (
