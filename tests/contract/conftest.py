@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,3 +115,20 @@ def s3(s3_url: str, connections: Connections) -> Iterator[S3Target]:
         if "EVENTSTORE_TEST_S3_URL" in os.environ:
             for info in list(target.list()):
                 target.delete(info.key)
+
+
+@pytest.fixture(autouse=True)
+def _one_put_at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """moto looks whether an object is there and then stores it, in threads: of two that create one at the
+    same moment both may win, as no S3 lets them. Where just that is tested, its PUTs come one by one."""
+    if getattr(request.node, "originalname", "") != "test_of_concurrent_puts_exactly_one_creates":
+        return
+    from moto.server import MotoRequestHandler
+
+    run, serial = MotoRequestHandler.run_wsgi, threading.Lock()
+
+    def run_wsgi(handler: MotoRequestHandler) -> None:
+        with serial:
+            run(handler)
+
+    monkeypatch.setattr(MotoRequestHandler, "run_wsgi", run_wsgi)
