@@ -6,11 +6,19 @@ Order, to stay free of deadlocks: retention lock of a tenant â†’ its head row â†
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import sqlalchemy as sa
+
+from eventstore.errors import BusyError
 
 __all__ = [
     "DROP_LAST_LOCK_TIMEOUT_MS",
     "DROP_LOCK_TIMEOUT_MS",
     "app_login_key",
+    "busy_when_locked",
     "claims_key",
     "destruction_key",
     "governance_key",
@@ -27,6 +35,23 @@ DROP_LOCK_TIMEOUT_MS = 200
 # The last try waits longer than Postgres' deadlock_timeout (1 s), after which it cancels an autovacuum that
 # is in the way.
 DROP_LAST_LOCK_TIMEOUT_MS = 1500
+
+
+@contextmanager
+def busy_when_locked(message: str, hint: str) -> Iterator[None]:
+    """Say what it means here that a lock was not had in time, or that this gave way in a deadlock. Inside the
+    transaction's block: what leaves that has a general word already.
+
+    Raises:
+        BusyError: with the message and the hint.
+    """
+    try:
+        yield
+    except (sa.exc.OperationalError, psycopg.OperationalError) as e:
+        cause = e.orig if isinstance(e, sa.exc.OperationalError) else e
+        if isinstance(cause, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
+            raise BusyError(message, hint=hint) from e
+        raise
 
 
 def _key(purpose: str) -> int:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import psycopg
 import sqlalchemy as sa
 
 from eventstore.archive.layout import governance_key
@@ -211,12 +210,8 @@ def take_lock(conn: sa.Connection, key: int, reason: str) -> None:
     Raises:
         BusyError: somebody else held it for longer.
     """
-    try:
+    with locks.busy_when_locked(reason, hint="nothing was changed; try again in a moment"):
         conn.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
-    except sa.exc.OperationalError as e:
-        if isinstance(e.orig, psycopg.errors.LockNotAvailable):
-            raise BusyError(reason, hint="nothing was changed; try again in a moment") from e
-        raise
 
 
 def required_text(name: str, value: str, *, most: int = 2000) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import uuid
 
-import psycopg
 import sqlalchemy as sa
 
 from eventstore.catalog.removals import RemovalReason, request_removal
@@ -26,7 +25,7 @@ from eventstore.catalog.windows import (
     read_watermark,
 )
 from eventstore.clock import from_us
-from eventstore.db.locks import DROP_LAST_LOCK_TIMEOUT_MS, DROP_LOCK_TIMEOUT_MS
+from eventstore.db.locks import DROP_LAST_LOCK_TIMEOUT_MS, DROP_LOCK_TIMEOUT_MS, busy_when_locked
 from eventstore.db.partitions import SCHEMA
 from eventstore.db.tables import deployment, heads, segments, tasks, tenants, watermarks, windows
 from eventstore.errors import BusyError, CoverageError, StateError
@@ -70,14 +69,6 @@ def destroy(shop: Workshop, tenant_id: str, export: Export, *, by: str, reason: 
         except BusyError:
             if pause_s is None:
                 raise
-        except sa.exc.OperationalError as e:
-            if not isinstance(e.orig, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
-                raise
-            if pause_s is None:
-                raise BusyError(
-                    f"readers hold the tables of events, or somebody else works on {tenant_id!r}",
-                    hint="nothing was destroyed; run the same command again",
-                ) from e
         shop.stop.wait(pause_s)
 
 
@@ -91,7 +82,13 @@ def _destroy_once(
     now_us: int,
     timeout_ms: int,
 ) -> None:
-    with shop.database.transaction() as conn:
+    with (
+        shop.database.transaction() as conn,
+        busy_when_locked(
+            f"readers hold the tables of events, or somebody else works on {tenant_id!r}",
+            hint="nothing was destroyed; run the same command again",
+        ),
+    ):
         _end_tasks(conn, tenant_id)
         assert_not_held(conn, tenant_id, "the log")
         tenant = get_tenant(conn, tenant_id)

@@ -174,7 +174,8 @@ class Worker:
         words = str(error) if isinstance(error, EventStoreError) else f"{type(error).__name__}: {error}"
         if not isinstance(error, EventStoreError):
             _log.error("%s of %s failed", claim.action, claim.tenant_id, exc_info=error)
-        if _may_pass(error) and claim.attempt <= len(self._pauses):
+        # A target or Postgres was away, or somebody held a lock for too long.
+        if isinstance(error, RetryError) and claim.attempt <= len(self._pauses):
             pause_s = self._pauses[claim.attempt - 1]
             ours = self._board.give_back(claim, pause_s=pause_s)
             if ours:
@@ -216,14 +217,6 @@ class Worker:
             requested_by=run.requested_by,
             record=record,
         )
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether trying again may help: a target or Postgres was away, or somebody held a lock for too long."""
-    return isinstance(error, RetryError) or (
-        isinstance(error, sa.exc.DBAPIError)
-        and isinstance(error.orig, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected)
-    )
 
 
 class _Renewal:

@@ -324,6 +324,7 @@ def test_a_drop_that_a_reader_holds_up_waits_for_the_next_run(
         # Archived and verified: no failure, but a warning.
         assert report.status is RunStatus.COMPLETED
         assert "not dropped yet" in report.outcomes[0].warnings[0]
+        assert "readers hold the table of 'acme'" in report.outcomes[0].warnings[0]
         assert state_of(store.database.url) == ["archived"]
         assert len(leaves(store.database.url)) == 1
         assert store.tiers.state("acme").archived_through == 5
