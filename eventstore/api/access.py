@@ -25,6 +25,8 @@ __all__ = ["Authentication", "Gate", "allow", "check", "principal_of", "recheck"
 
 # What anybody may ask: whether the process serves, and how the API is used.
 _OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})
+# Mounted beside the API: has a gate of its own.
+_CONSOLE = "/console"
 # Of either kind so many credentials are looked at at once: however many wrong ones come, threads and database
 # connections are left for the others; and an issuer that hangs holds up no API key.
 _LOOKUPS = 4
@@ -65,7 +67,7 @@ class Gate:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _OPEN:
+        if scope["type"] == "http" and not _is_open(scope["path"]):
             authentication: Authentication = scope["app"].state.authentication
             limits: CallerLimits = scope["app"].state.limits
             try:
@@ -76,6 +78,10 @@ class Gate:
                 await problems.from_error(e)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path == _CONSOLE or path.startswith(f"{_CONSOLE}/")
 
 
 def principal_of(request: Request) -> Principal:

@@ -5,14 +5,16 @@ The rate of requests is counted by the gate (`api.access`), for every route and 
 
 from __future__ import annotations
 
+from starlette.datastructures import State
 from starlette.requests import Request
 
 from eventstore.access.limits import CallerLimits, FeedSlot
 from eventstore.access.usage import ArchiveUsage, CallerMeter
 from eventstore.api.access import principal_of
+from eventstore.model.access import Principal
 from eventstore.query.coverage import Meter
 
-__all__ = ["body_bytes_max", "feed_slot", "meter_of"]
+__all__ = ["body_bytes_max", "feed_slot", "meter_of", "meter_of_principal"]
 
 
 def feed_slot(request: Request) -> FeedSlot:
@@ -36,10 +38,14 @@ def body_bytes_max(request: Request, process_max: int) -> int:
 def meter_of(request: Request) -> Meter | None:
     """What counts the bytes of the archive that the caller scans; None: nobody does. `api.reads` gives routes
     a reader that has it."""
-    limits: CallerLimits = request.app.state.limits
-    principal = principal_of(request)
+    return meter_of_principal(request.app.state, principal_of(request))
+
+
+def meter_of_principal(state: State, principal: Principal) -> Meter | None:
+    """The same for a caller who is known otherwise; `state` is the API's."""
+    limits: CallerLimits = state.limits
     own = limits.of(principal)
     if own is None:
         return None
-    usage: ArchiveUsage = request.app.state.usage
+    usage: ArchiveUsage = state.usage
     return CallerMeter(usage, principal.subject, own.archive_bytes_per_day)

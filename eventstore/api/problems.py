@@ -34,7 +34,7 @@ from eventstore.errors import (
     VersionConflictError,
 )
 
-__all__ = ["MEDIA_TYPE", "from_error", "install", "problem"]
+__all__ = ["MEDIA_TYPE", "from_error", "install", "problem", "status_of"]
 
 MEDIA_TYPE = "application/problem+json"
 _log = logging.getLogger(__name__)
@@ -73,11 +73,16 @@ def problem(status: int, title: str, detail: str, *, code: str, **more: object) 
     return JSONResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
 
 
+def status_of(error: EventStoreError) -> tuple[int, str]:
+    """The HTTP status of an error, and its title."""
+    return next((status, title) for kind, status, title in _STATUS if isinstance(error, kind))
+
+
 def from_error(error: EventStoreError) -> Response:
     """The problem that tells a caller of an error."""
     if isinstance(error, IntegrityError):
         _log.error("damaged history: %s", error)
-    status, title = next((s, t) for kind, s, t in _STATUS if isinstance(error, kind))
+    status, title = status_of(error)
     more: dict[str, object] = {"hint": error.hint} if error.hint else {}
     if isinstance(error, InvalidEventError | TooLargeError):
         place = error.place

@@ -117,7 +117,7 @@ def serve_store(store: Store, host: str, port: int, *, access_log: bool = False)
     # Only this command needs them, and they take a while to load.
     import uvicorn
 
-    from eventstore.api.server import create_app
+    from eventstore.console.server import create_web
 
     try:
         listener = socket.create_server((host, port), backlog=2048)
@@ -132,7 +132,7 @@ def serve_store(store: Store, host: str, port: int, *, access_log: bool = False)
         base = f"http://{host}:{listener.getsockname()[1]}"
         typer.echo(f"Serving {base}/v1 (described at {base}/openapi.json). Ctrl-C stops it.")
         _tell_how_to_begin(store)
-        application = create_app(store)
+        application = create_web(store)
 
         class Server(uvicorn.Server):
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

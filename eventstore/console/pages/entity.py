@@ -1,0 +1,21 @@
+"""An entity's whole life, and its state as of any moment."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request, Response
+
+from eventstore.console.view import render
+from eventstore.console.visit import Visit, visit
+from eventstore.model.access import Permission
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+
+@router.get("/t/{tenant}/entity")
+def show(request: Request, me: Annotated[Visit, visit(Permission.READ)]) -> Response:
+    """The page."""
+    return render(request, me, "entity.html")

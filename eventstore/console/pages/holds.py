@@ -1,0 +1,21 @@
+"""Legal holds: cases, their scopes, placing and releasing them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request, Response
+
+from eventstore.console.view import render
+from eventstore.console.visit import Visit, visit
+from eventstore.model.access import Permission
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+
+@router.get("/t/{tenant}/holds")
+def show(request: Request, me: Annotated[Visit, visit(Permission.HOLD)]) -> Response:
+    """The page."""
+    return render(request, me, "holds.html")

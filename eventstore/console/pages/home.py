@@ -1,0 +1,21 @@
+"""Where a visitor begins: the tenants they may see."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request, Response
+
+from eventstore.console.view import render
+from eventstore.console.visit import Visit, visit
+from eventstore.model.access import Permission
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+
+@router.get("/")
+def show(request: Request, me: Annotated[Visit, visit(Permission.READ)]) -> Response:
+    """The page."""
+    return render(request, me, "home.html")

@@ -1,0 +1,21 @@
+"""A tenant: where its history lies, what it takes, and what happens next."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request, Response
+
+from eventstore.console.view import render
+from eventstore.console.visit import Visit, visit
+from eventstore.model.access import Permission
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+
+@router.get("/t/{tenant}")
+def show(request: Request, me: Annotated[Visit, visit(Permission.READ)]) -> Response:
+    """The page."""
+    return render(request, me, "tenant.html")

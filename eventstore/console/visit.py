@@ -1,0 +1,75 @@
+"""The person at a page: who it is, what the page may ask of the store on its behalf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from starlette.datastructures import State
+
+from eventstore.access.reads import Asked, Read, ReadAction, ReadsLog
+from eventstore.api.access import check
+from eventstore.api.limits import meter_of_principal
+from eventstore.app import Store
+from eventstore.model.access import Permission, Principal, Role
+
+__all__ = ["Visit", "anyone", "visit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One request of a page by somebody who is signed in."""
+
+    principal: Principal
+    state: State  # of the API: `store`, `reads`, `limits`, …
+    reason: str | None  # why they read, for the log of reads
+    csrf: str
+
+    @property
+    def store(self) -> Store:
+        store: Store = self.state.store
+        return store
+
+    def may(self, permission: Permission, tenant: str | None = None) -> bool:
+        """Whether to show what takes a permission; the deployment's own where `tenant` is None."""
+        if tenant is None:
+            return self.principal.tenant is None and self.principal.may(permission)
+        return self.principal.sees(tenant) and self.principal.may(permission)
+
+    def check(self, permission: Permission, tenant: str | None = None) -> None:
+        """Raises:
+        TenantNotFoundError, ForbiddenError
+        """
+        check(self.principal, permission, tenant)
+
+    def read(
+        self, tenant: str, page: str, query: dict[str, object], *, action: ReadAction = ReadAction.SEARCH
+    ) -> Read:
+        """A read that begins: its reader counts against the caller's limits, and leaving its block writes it
+        down where the caller is a person. `page` names it in the log, as `GET /console/…`."""
+        reads: ReadsLog = self.state.reads
+        asked = Asked(self.principal, tenant, action, page, query, self.reason)
+        return reads.read(asked, self.store.reader, meter_of_principal(self.state, self.principal))
+
+
+def anyone(request: Request) -> Visit:
+    """Whoever is signed in.
+
+    Raises:
+        UnauthenticatedError: nobody is.
+    """
+    state: State = request.app.state.api.state
+    return Visit(Principal("loopback", Role.ADMINISTRATOR, limits=None), state, None, "")
+
+
+def visit(permission: Permission) -> Any:
+    """The dependency of a page: its visitor, who may do this to the `tenant` of the path (to the deployment
+    where the path has none)."""
+
+    def permitted(request: Request, whoever: Annotated[Visit, Depends(anyone)]) -> Visit:
+        whoever.check(permission, request.path_params.get("tenant"))
+        return whoever
+
+    permitted.permission = permission  # type: ignore[attr-defined]  # tests read it from the routes
+    return Depends(permitted)
