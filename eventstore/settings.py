@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventstore.access.oidc import OidcConfig, is_safe_url
@@ -126,6 +126,12 @@ class Settings(BaseSettings):
         '["https://console.example.org"]; none unless set.',
     )
     body_bytes_max: int = Field(64 * 2**20, gt=0, le=2**30, description="The largest request body, in bytes.")
+    bodies_bytes_max: int = Field(
+        512 * 2**20,
+        gt=0,
+        description="How many bytes of request bodies each API process takes in at once; whoever comes with "
+        "more is answered 503.",
+    )
     value_bytes_max: int = Field(
         256 * 2**10,
         gt=0,
@@ -163,6 +169,15 @@ class Settings(BaseSettings):
     reason_required: bool = Field(
         False, description="Whether reads that are written to the log of reads need a reason."
     )
+    console_url: IssuerUrl | None = Field(
+        None,
+        description="Where people reach the console: the scheme and host of the proxy that takes their TLS, "
+        "e.g. https://eventstore.example.org. Without it, sign-in is for this machine alone.",
+    )
+    session_lifetime: Duration = Field(
+        "12h", description="How long after signing in a person has to sign in to the console again."
+    )
+    session_idle: Duration = Field("1h", description="How long a session of the console lasts unused.")
 
     oidc_issuer: IssuerUrl | None = Field(
         None, description="Issuer of the tokens with which persons sign in, exactly as it names itself."
@@ -184,6 +199,19 @@ class Settings(BaseSettings):
     oidc_roles: dict[str, Role] = Field(
         default_factory=dict,
         description="What values of the role claim mean, as a JSON object; the roles' own names unless set.",
+    )
+
+    oidc_client_id: str | None = Field(
+        None,
+        min_length=1,
+        description="The console's own name with the issuer. Without it, no one signs in to the console "
+        "there; it needs EVENTSTORE_CONSOLE_URL.",
+    )
+    oidc_client_secret: SecretStr | None = Field(
+        None, description="The console's secret with the issuer; none for a public client (PKCE alone)."
+    )
+    oidc_client_secret_file: Path | None = Field(
+        None, description="A file with that secret, instead of the variable."
     )
 
     @model_validator(mode="after")

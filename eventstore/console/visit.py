@@ -8,13 +8,20 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from starlette.datastructures import State
 
-from eventstore.access.reads import Asked, Read, ReadAction, ReadsLog
+from eventstore.access.reads import Asked, Read, ReadAction, ReadsLog, is_logged
 from eventstore.api.access import check
 from eventstore.api.limits import meter_of_principal
 from eventstore.app import Store
 from eventstore.model.access import Permission, Principal, Role
 
 __all__ = ["Visit", "anyone", "visit"]
+
+_OF_TENANT = (
+    ("Overview", "", Permission.READ),
+    ("Search", "/search", Permission.READ),
+    ("Holds", "/holds", Permission.HOLD),
+    ("Exports", "/exports", Permission.EXPORT),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,7 @@ class Visit:
     state: State  # of the API: `store`, `reads`, `limits`, …
     reason: str | None  # why they read, for the log of reads
     csrf: str
+    begin: str | None = None  # how to make the first administrator, while there is none
 
     @property
     def store(self) -> Store:
@@ -36,6 +44,21 @@ class Visit:
         if tenant is None:
             return self.principal.tenant is None and self.principal.may(permission)
         return self.principal.sees(tenant) and self.principal.may(permission)
+
+    @property
+    def reads_are_logged(self) -> bool:
+        """Whether what is read is written down, with the reason."""
+        return is_logged(self.principal)
+
+    def places(self, tenant: str | None) -> list[tuple[str, str]]:
+        """The pages that this visitor may open, by name and address: of a tenant, and of the deployment."""
+        found = []
+        if tenant is not None:
+            base = f"/console/t/{tenant}"
+            found += [(name, base + path) for name, path, asks in _OF_TENANT if self.may(asks, tenant)]
+        if self.may(Permission.OPERATE):
+            found.append(("Runs", "/console/runs"))
+        return found
 
     def check(self, permission: Permission, tenant: str | None = None) -> None:
         """Raises:
@@ -60,7 +83,7 @@ def anyone(request: Request) -> Visit:
         UnauthenticatedError: nobody is.
     """
     state: State = request.app.state.api.state
-    return Visit(Principal("loopback", Role.ADMINISTRATOR, limits=None), state, None, "")
+    return Visit(Principal("loopback", Role.ADMINISTRATOR, limits=None), state, None, "stub")
 
 
 def visit(permission: Permission) -> Any:
