@@ -15,7 +15,8 @@ from eventstore.api.schemas import accepts, answers
 from eventstore.api.shapes import Time
 from eventstore.catalog.tenants import get_tenant
 from eventstore.clock import parse_time_us, to_iso
-from eventstore.governance.holds import get_hold, list_holds, place_hold, preview_scope, release_hold
+from eventstore.governance.holds import get_hold, list_holds, place_hold, release_hold
+from eventstore.governance.scopes import preview_scope
 from eventstore.model.access import Permission, Principal
 from eventstore.model.hold import ENTITIES_MAX, Hold, HoldScope
 

@@ -24,7 +24,8 @@ from eventstore.governance.certificates import (
     list_certificates,
     trusted_keys,
 )
-from eventstore.governance.holds import list_holds, place_hold, preview_scope, release_hold
+from eventstore.governance.holds import list_holds, place_hold, release_hold
+from eventstore.governance.scopes import preview_scope
 from eventstore.governance.signing import SigningKey, VerifyKey, verify
 from eventstore.model.certificate import payload_sha256, to_payload
 from eventstore.model.explain import at_text

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import sqlalchemy as sa
 
-from eventstore.catalog.removals import list_removals
 from eventstore.catalog.tenants import get_tenant
-from eventstore.clock import to_iso, to_us
+from eventstore.clock import to_iso
 from eventstore.db.engine import Database
 from eventstore.db.locks import destruction_key
-from eventstore.db.tables import holds, segments
+from eventstore.db.tables import holds
 from eventstore.errors import (
     EventStoreError,
     HeldError,
@@ -28,25 +26,23 @@ from eventstore.errors import (
     TenantClosedError,
 )
 from eventstore.governance.record import EntryKind, record, required_text, take_lock
-from eventstore.governance.windows import CountedWindow, counted_windows
 from eventstore.model.bloom import BloomProbe
 from eventstore.model.hold import Hold, HoldScope
 from eventstore.model.tenant import TenantState
-from eventstore.model.window import WindowState
 
 __all__ = [
     "Contains",
     "Hold",
-    "ScopeCount",
     "assert_not_held",
     "covering_holds",
     "get_hold",
+    "get_hold_by_id",
     "holds_in_force",
     "list_holds",
     "lock_destruction",
+    "may_cover",
     "may_hold",
     "place_hold",
-    "preview_scope",
     "release_hold",
 ]
 
@@ -78,17 +74,22 @@ def place_hold(
     placed_by: str,
     scope: HoldScope,
     now_us: int,
+    *,
+    hold_id: uuid.UUID | None = None,
 ) -> Hold:
     """Place a hold. When this returns, nothing that it covers and that is still there will be destroyed.
 
+    A request that may come twice brings the `hold_id`: the second time it finds the hold placed, as it is by
+    then, and nothing is recorded again.
+
     Raises:
         InputError: the name, the reason or who is missing, or too long.
-        StateError: the tenant has, or had, a hold of that name.
+        StateError: the tenant has, or had, a hold of that name; or the `hold_id` is another case's.
         TenantNotFoundError, TenantClosedError
         BusyError: a destruction of the tenant's took too long to wait for. The hold is not placed.
     """
     hold = Hold(
-        uuid.uuid4(),
+        hold_id or uuid.uuid4(),
         tenant_id,
         required_text("the hold's name", name, most=NAME_CHARACTERS_MAX),
         required_text("the reason", reason),
@@ -105,6 +106,9 @@ def place_hold(
             raise TenantClosedError(
                 f"{tenant_id!r} was offboarded", hint="its history is destroyed; there is nothing to hold"
             )
+        placed = None if hold_id is None else _placed_before(conn, hold)
+        if placed is not None:
+            return placed
         try:
             conn.execute(
                 sa.insert(holds).values(
@@ -131,6 +135,23 @@ def place_hold(
         record(conn, EntryKind.HOLD_PLACED, tenant_id, hold.placed_by, document, now_us)
         # Dying before the commit leaves no hold and no entry; after it, both.
     return hold
+
+
+def _placed_before(conn: sa.Connection, hold: Hold) -> Hold | None:
+    """The hold that this very request has placed already; None: it has not."""
+    row = conn.execute(sa.select(holds).where(holds.c.hold_id == hold.hold_id)).one_or_none()
+    if row is None:
+        return None
+    found = _hold(row)
+    if (found.tenant_id, found.name, found.reason, found.placed_by, found.scope) != (
+        hold.tenant_id,
+        hold.name,
+        hold.reason,
+        hold.placed_by,
+        hold.scope,
+    ):
+        raise StateError("this request has placed another hold before", hint="begin again")
+    return found
 
 
 def release_hold(database: Database, tenant_id: str, name: str, by: str, reason: str, now_us: int) -> Hold:
@@ -185,6 +206,20 @@ def get_hold(conn: sa.Connection, tenant_id: str, name: str) -> Hold:
     row = conn.execute(query).one_or_none()
     if row is None:
         raise _no_hold(tenant_id, name)
+    return _hold(row)
+
+
+def get_hold_by_id(conn: sa.Connection, tenant_id: str, hold_id: uuid.UUID) -> Hold:
+    """A tenant's hold, in force or released.
+
+    Raises:
+        TenantNotFoundError, HoldNotFoundError
+    """
+    get_tenant(conn, tenant_id)
+    query = sa.select(holds).where(holds.c.tenant_id == tenant_id, holds.c.hold_id == hold_id)
+    row = conn.execute(query).one_or_none()
+    if row is None:
+        raise _no_hold(tenant_id, str(hold_id))
     return _hold(row)
 
 
@@ -300,80 +335,6 @@ def assert_not_held(
             holds=names,
             hint=f"nothing was destroyed; eventstore holds list {tenant_id}",
         )
-
-
-# --- before it is placed ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ScopeCount:
-    """What a scope may cover in one place: whole windows, because a window is destroyed as a whole.
-    `place`: `hot`, the name of a target, or `being destroyed`: certified, but not yet deleted."""
-
-    place: str
-    windows: int
-    events: int
-
-
-def preview_scope(conn: sa.Connection, tenant_id: str, scope: HoldScope) -> list[ScopeCount]:
-    """What a hold of this scope may cover, by place. In the hot tier times alone decide; in the archive the
-    segments' entity filters too. Never too little.
-
-    Raises:
-        TenantNotFoundError
-    """
-    get_tenant(conn, tenant_id)
-    archived = _touched_segments(conn, tenant_id, scope)
-    counts: dict[str, list[int]] = {}
-    for found in counted_windows(conn, tenant_id):
-        record = found.record
-        if record.state is WindowState.EXPIRED:
-            continue
-        hot = record.state is not WindowState.DROPPED
-        covered = (
-            scope.touches(record.window.from_us, record.window.to_us - 1)
-            if hot
-            else record.window.from_us in archived
-        )
-        if covered:
-            _count(counts, "hot" if hot else record.target or "archive", found)
-    for removal in list_removals(conn, tenant_id=tenant_id):
-        if removal.destroys and may_cover(
-            scope,
-            first_us=removal.min_recorded_at_us,
-            last_us=removal.max_recorded_at_us,
-            entity_filter=removal.entity_filter,
-        ):
-            count = counts.setdefault("being destroyed", [0, 0])
-            count[0] += 1
-            count[1] += removal.last_seq - removal.first_seq + 1
-    return [ScopeCount(place, *count) for place, count in counts.items()]
-
-
-def _count(counts: dict[str, list[int]], place: str, found: CountedWindow) -> None:
-    count = counts.setdefault(place, [0, 0])
-    count[0] += 1
-    count[1] += found.events
-
-
-def _touched_segments(conn: sa.Connection, tenant_id: str, scope: HoldScope) -> set[int]:
-    """The windows, by their beginning in µs, of segments that a scope may cover."""
-    query = sa.select(
-        segments.c.window_from,
-        segments.c.min_recorded_at,
-        segments.c.max_recorded_at,
-        segments.c.entity_filter,
-    ).where(segments.c.tenant_id == tenant_id)
-    return {
-        to_us(row.window_from)
-        for row in conn.execute(query)
-        if may_cover(
-            scope,
-            first_us=to_us(row.min_recorded_at),
-            last_us=to_us(row.max_recorded_at),
-            entity_filter=None if row.entity_filter is None else bytes(row.entity_filter),
-        )
-    }
 
 
 def _hold(row: sa.Row[tuple[object, ...]]) -> Hold:

@@ -68,7 +68,6 @@ from eventstore.governance.holds import (
     list_holds,
     lock_destruction,
     place_hold,
-    preview_scope,
     release_hold,
 )
 from eventstore.governance.policies import (
@@ -80,6 +79,7 @@ from eventstore.governance.policies import (
     preview_change,
 )
 from eventstore.governance.record import EntryKind, mirror, mirror_or_warn, parse_entry, unmirrored
+from eventstore.governance.scopes import preview_scope
 from eventstore.governance.signing import SigningKey, verify
 from eventstore.governance.tenants import create_tenant
 from eventstore.model.certificate import Certificate, CertificateKind, from_payload
