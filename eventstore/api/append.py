@@ -14,6 +14,8 @@ from concurrent.futures import Future
 from functools import partial
 from urllib.parse import parse_qsl
 
+import anyio
+import anyio.to_thread
 import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -22,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eventstore.api import problems
 from eventstore.api.access import check, principal_of
-from eventstore.api.bodies import media_type_of, read_body
+from eventstore.api.bodies import BodyBudget, media_type_of, read_body
 from eventstore.api.limits import body_bytes_max
 from eventstore.errors import EventStoreError, InputError, MediaTypeError
 from eventstore.hot.append import AppendRequest, AppendResult
@@ -43,6 +45,8 @@ Record = RecordInsert | RecordUpdate | RecordIngest
 _PREFIX, _SUFFIX = "/v1/tenants/", "/events"
 # Bodies up to this size are parsed in less time than it takes to hand them to a thread.
 _INLINE_BYTES_MAX = 16_384
+# So many larger ones at once: what they become takes several times their bytes.
+_PARSED_AT_ONCE = 4
 # Answers of up to so many events are written in a few milliseconds.
 _INLINE_EVENTS_MAX = 2000
 _ENCODER = msgspec.json.Encoder()
@@ -72,8 +76,12 @@ Parse = Callable[[bytes], AppendRequest]
 class AppendService:
     """Takes append requests of one event loop."""
 
-    def __init__(self, committer: GroupCommitter, *, body_bytes_max: int, value_bytes_max: int) -> None:
+    def __init__(
+        self, committer: GroupCommitter, *, body_bytes_max: int, value_bytes_max: int, bodies_bytes_max: int
+    ) -> None:
         self._committer = committer
+        self._budget = BodyBudget(bodies_bytes_max)
+        self._parsing = anyio.CapacityLimiter(_PARSED_AT_ONCE)
         self._body_bytes_max = body_bytes_max
         self._value_bytes_max = value_bytes_max
         self._answers = _Answers(asyncio.get_running_loop())
@@ -88,10 +96,13 @@ class AppendService:
         """
         most = body_bytes_max(request, self._body_bytes_max)
         parse = self._parser(media_type_of(request), record, most)
-        body = await read_body(request, most)
-        quick = len(body) <= _INLINE_BYTES_MAX
-        appending = parse(body) if quick else await run_in_threadpool(parse, body)
-        result = await self._answers.of(self._committer.submit(tenant, appending))
+        with self._budget.share() as share:
+            body = await read_body(request, most, share)
+            if len(body) <= _INLINE_BYTES_MAX:
+                appending = parse(body)
+            else:
+                appending = await anyio.to_thread.run_sync(parse, body, limiter=self._parsing)
+            result = await self._answers.of(self._committer.submit(tenant, appending))
         if with_events and len(result.seqs) > _INLINE_EVENTS_MAX:
             content = await run_in_threadpool(_content, result, with_events)
         else:

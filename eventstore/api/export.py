@@ -94,8 +94,12 @@ async def export(
 
     def begin() -> tuple[Export, bytes | None]:
         begun = export_events(read.reader, tenant, wanted, form, order=order, byte_order_mark=bom)
-        first = next(begun.pieces, None)
-        read.begin()
+        try:
+            first = next(begun.pieces, None)
+            read.begin()
+        except BaseException:
+            begun.pieces.close()
+            raise
         return begun, first
 
     slot = feed_slot(request)

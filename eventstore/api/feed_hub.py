@@ -36,17 +36,29 @@ _POLL_EACH_S = 0.002
 _EACH_S = 0.0001
 _TOLD_AT_ONCE = 32
 _FEEDS_MAX = 5_000
+# What is kept of the end of one log, and of all of them together.
+_RING_BYTES_MAX = 8 * 2**20
+_RINGS_BYTES_MAX = 256 * 2**20
 _NO_LIMIT = 2**62
 
 
 class FeedHub:
-    """The feeds of one event loop. `ring_bytes_max` bounds what is kept of each log's end."""
+    """The feeds of one event loop. `ring_bytes_max` bounds what is kept of each log's end, `rings_bytes_max`
+    what is kept of all of them."""
 
-    def __init__(self, reader: FeedReader, wakes: Wakes, *, ring_bytes_max: int = 8 * 2**20) -> None:
+    def __init__(
+        self,
+        reader: FeedReader,
+        wakes: Wakes,
+        *,
+        ring_bytes_max: int = _RING_BYTES_MAX,
+        rings_bytes_max: int = _RINGS_BYTES_MAX,
+    ) -> None:
         self.reader = reader
         self.ending = False  # the process stops: every feed ends, to be resumed elsewhere
         self._wakes = wakes
         self._ring_bytes_max = ring_bytes_max
+        self._rings_bytes_max = rings_bytes_max
         self._loop = asyncio.get_running_loop()
         self._tails: dict[str, _Tail] = {}
         self._followers = 0
@@ -78,6 +90,10 @@ class FeedHub:
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Something that waits for a database, a disk or the interpreter, done for one feed."""
         return await self._loop.run_in_executor(self._replay_threads, work)
+
+    async def in_tail_thread(self, work: Callable[[], T]) -> T:
+        """Something of a log's end that takes a moment: no replay stands before it."""
+        return await self._loop.run_in_executor(self._tail_threads, work)
 
     async def in_subscription_thread(self, work: Callable[[], T]) -> T:
         """As `in_thread`, done for a member of a subscription."""
@@ -145,12 +161,22 @@ class FeedHub:
 
     async def _keep_reading(self, tail: _Tail) -> None:
         try:
-            await tail.run(self._tail_threads)
+            await tail.run(self._tail_threads, self._bound_rings)
         except Exception as e:  # noqa: BLE001 - handed to each consumer, when it has come so far
             tail.error = e
             if self._tails.get(tail.tenant_id) is tail:
                 del self._tails[tail.tenant_id]  # whoever comes next begins anew
             tail.tell()
+
+    def _bound_rings(self) -> None:
+        """Drop batches, of the largest rings first, until all of them together are within their bound."""
+        rings = [tail.ring for tail in self._tails.values()]
+        too_many = sum(ring.size_bytes for ring in rings) - self._rings_bytes_max
+        while too_many > 0:
+            largest = max(rings, key=lambda ring: ring.size_bytes)
+            too_many -= largest.size_bytes
+            largest.drop_oldest()
+            too_many += largest.size_bytes
 
 
 class _Tail:
@@ -167,8 +193,8 @@ class _Tail:
         self._reader = reader
         self._waiting: set[asyncio.Future[None]] = set()
 
-    async def run(self, threads: ThreadPoolExecutor) -> None:
-        """Read what comes, batch by batch, and tell those who wait.
+    async def run(self, threads: ThreadPoolExecutor, on_more: Callable[[], None]) -> None:
+        """Read what comes, batch by batch, and tell those who wait. `on_more`: the ring has grown.
 
         Raises:
             FeedResetError: it was destroyed before it was read here.
@@ -181,6 +207,7 @@ class _Tail:
             looks = self._reader.read(self.tenant_id, self.ring.through)
             while (batch := await loop.run_in_executor(threads, self._next, looks)) is not None:
                 self.ring.add(batch)
+                on_more()
                 await self._tell_by_and_by()
                 await asyncio.sleep(sum(self.forms.values()) * _EACH_S)
 
@@ -276,4 +303,4 @@ class Follower:
 
     async def _part(self, batch: Batch, limit: int) -> Part:
         after = self.cursor
-        return await self._hub.in_thread(lambda: batch.part(self._form, after=after, limit=limit))
+        return await self._hub.in_tail_thread(lambda: batch.part(self._form, after=after, limit=limit))

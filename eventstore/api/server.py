@@ -76,7 +76,10 @@ def create_app(store: Store) -> FastAPI:
 
         committer = GroupCommitter(store.appender, workers=settings.append_workers, on_commit=on_commit)
         app.state.appending = AppendService(
-            committer, body_bytes_max=settings.body_bytes_max, value_bytes_max=settings.value_bytes_max
+            committer,
+            body_bytes_max=settings.body_bytes_max,
+            value_bytes_max=settings.value_bytes_max,
+            bodies_bytes_max=settings.bodies_bytes_max,
         )
         oidc = None if settings.oidc is None else OidcVerifier(settings.oidc)
         authenticator = Authenticator(store.database, oidc=oidc)

@@ -20,8 +20,10 @@ from eventstore.query.render import to_json_lines
 __all__ = ["Batch", "Form", "Framing", "Part", "Ring", "framed", "joined"]
 
 _LF = 10
-# So many forms of a batch are made beforehand. Beyond, each consumer has its own made.
+# So many forms of a batch are made beforehand, while together they take so many times what its events take.
+# Beyond, each consumer has its own made.
 _SHARED_MAX = 64
+_SHARED_TIMES = 4
 
 
 class Framing(StrEnum):
@@ -85,13 +87,17 @@ class Batch:
         self.after, self.through, self.events = after, look.through, look.events
         self._frames: dict[Framing, pa.BinaryArray] = {}
         self._shared: dict[Form, Part] = {}
+        left = self.events.nbytes * _SHARED_TIMES
         for form in islice(forms, _SHARED_MAX):
+            if left <= 0:
+                break
             if form.framing not in self._frames:
                 self._frames[form.framing] = framed(self.events, form.framing)
             mask = matching(self.events, form.wanted)
             frames = self._frames[form.framing]
             wanted = frames if mask is None else frames.filter(mask)
-            self._shared[form] = Part(joined(wanted), len(wanted), self.through)
+            part = self._shared[form] = Part(joined(wanted), len(wanted), self.through)
+            left -= len(part.data)
         # What it takes in memory, about.
         self.size_bytes: int = self.events.nbytes + sum(
             [f.nbytes for f in self._frames.values()] + [len(part.data) for part in self._shared.values()]
@@ -125,18 +131,22 @@ class Ring:
         self._start = after
         self._size_bytes_max = size_bytes_max
         self._batches: deque[Batch] = deque()
-        self._size_bytes = 0
+        self.size_bytes = 0
 
     def add(self, batch: Batch) -> None:
         """Add what follows."""
         assert batch.after == self.through, (batch.after, self.through)
         self._batches.append(batch)
-        self._size_bytes += batch.size_bytes
+        self.size_bytes += batch.size_bytes
         self.through = batch.through
-        while self._size_bytes > self._size_bytes_max and len(self._batches) > 1:
-            oldest = self._batches.popleft()
-            self._size_bytes -= oldest.size_bytes
-            self._start = oldest.through
+        while self.size_bytes > self._size_bytes_max and len(self._batches) > 1:
+            self.drop_oldest()
+
+    def drop_oldest(self) -> None:
+        """Drop the oldest batch: who has not had it reads by a cursor."""
+        oldest = self._batches.popleft()
+        self.size_bytes -= oldest.size_bytes
+        self._start = oldest.through
 
     def holds(self, cursor: int) -> bool:
         """Whether everything that follows a seq, as far as it was read, is still here."""
