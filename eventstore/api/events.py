@@ -65,8 +65,11 @@ def _json(value: Any, status: int = 200) -> Response:
         example=[_NEW],
         media={
             LINES: ("An event a line, as a JSON object", json.dumps(_NEW) + "\n"),
-            ARROW: "An Arrow IPC stream whose columns are the fields of events",
-            PARQUET: "A Parquet file whose columns are the fields of events",
+            ARROW: (
+                "An Arrow IPC stream whose columns are the fields of events",
+                "\\xff\\xff\\xff\\xff…\\xff\\xff\\xff\\xff\\0\\0\\0\\0",
+            ),
+            PARQUET: ("A Parquet file whose columns are the fields of events", "PAR1…PAR1"),
         },
         description="The body may have a Content-Encoding of gzip or zstd.",
     ),

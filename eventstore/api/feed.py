@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Annotated
 
+import msgspec
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -18,6 +19,8 @@ from eventstore.api.feed_hub import FeedHub, Follower
 from eventstore.api.limits import feed_slot
 from eventstore.api.parameters import known_parameters
 from eventstore.api.reads import Read, ReadAction, reading
+from eventstore.api.schemas import answers
+from eventstore.api.shapes import EVENT_EXAMPLE
 from eventstore.api.waiting import gone, unless_gone
 from eventstore.app import Store
 from eventstore.clock import US_PER_S
@@ -43,6 +46,7 @@ _ANSWER_BYTES_MAX = 8 * 2**20
 # What is handed on at once; then it has to be taken in before more follows.
 _PIECE_BYTES = 64 * 2**10
 _RETRY_MS = 1000
+_LINE = msgspec.json.encode(EVENT_EXAMPLE).decode()
 
 
 def feed_filter(
@@ -71,11 +75,19 @@ def feed_filter(
     dependencies=[allow(Permission.READ)],
     summary="Follow the log from a cursor on",
     response_class=Response,
-    responses={
-        200: {
-            "description": "Events in the order of seq",
-            "content": {_SSE: {"schema": {"type": "string"}}, _NDJSON: {"schema": {"type": "string"}}},
+    responses=answers(
+        None,
+        description="Events in the order of seq",
+        media={
+            _SSE: (
+                "The id is the seq, the data the event. Comments are signs of life",
+                f"retry: {_RETRY_MS}\n\nid: {EVENT_EXAMPLE['seq']}\ndata: {_LINE}\n\n: keep-alive\n\n",
+            ),
+            _NDJSON: ("An event a line", f"{_LINE}\n"),
         },
+        headers={"Eventstore-Next-Since": "Long polls: the next poll's `since`"},
+    )
+    | {
         404: {"description": "No such tenant"},
         410: {"description": "The next events were destroyed (long polls; a stream has a feed_reset event)"},
         429: {"description": "Too many feeds are open"},

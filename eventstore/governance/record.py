@@ -59,6 +59,9 @@ class EntryKind(StrEnum):
     KEY_CREATED = "key_created"
     KEY_ROTATED = "key_rotated"
     KEY_REVOKED = "key_revoked"
+    # By an administrator: what becomes of a subscription in its maker's own hands is not recorded.
+    SUBSCRIPTION_MOVED = "subscription_moved"
+    SUBSCRIPTION_DELETED = "subscription_deleted"
 
 
 @dataclass(frozen=True, slots=True)

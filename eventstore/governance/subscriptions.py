@@ -14,6 +14,7 @@ from eventstore.db.engine import Database
 from eventstore.db.tables import heads
 from eventstore.db.tables_subscriptions import subscription_slots, subscriptions
 from eventstore.errors import ForbiddenError, InputError, StateError, SubscriptionNotFoundError
+from eventstore.governance.record import EntryKind, record
 from eventstore.model.access import Permission, Principal
 from eventstore.model.query import EventFilter
 from eventstore.model.subscription import Subscription
@@ -153,12 +154,14 @@ def delete_subscription(database: Database, tenant_id: str, name: str, *, by: Pr
     """
     with database.transaction() as conn:
         get_tenant(conn, tenant_id)
-        _check_maker(subscription_row(conn, tenant_id, name, lock="goes"), by)
+        row = subscription_row(conn, tenant_id, name, lock="goes")
+        _check_maker(row, by)
         conn.execute(
             sa.delete(subscriptions).where(
                 subscriptions.c.tenant_id == tenant_id, subscriptions.c.name == name
             )
         )
+        _record(conn, EntryKind.SUBSCRIPTION_DELETED, row, by, {})
 
 
 def seek(
@@ -191,6 +194,7 @@ def seek(
                 leased_until=None,
             )
         )
+        _record(conn, EntryKind.SUBSCRIPTION_MOVED, row, by, {"after": to})
         return _state(conn, row)
 
 
@@ -234,6 +238,17 @@ def _check_maker(row: sa.Row[Any], by: Principal) -> None:
             f"{row.name!r} was made by somebody else",
             hint="its maker, or an administrator, moves and deletes it; or make one of your own",
         )
+
+
+def _record(
+    conn: sa.Connection, kind: EntryKind, row: sa.Row[Any], by: Principal, more: dict[str, object]
+) -> None:
+    """Record what an administrator did to somebody else's subscription: events may be passed over by it."""
+    if by.subject == row.created_by:
+        return
+    now = to_us(conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one())
+    document = {"subscription": row.name, "created_by": row.created_by, **more}
+    record(conn, kind, row.tenant_id, by.subject, document, now)
 
 
 def _last_seq(conn: sa.Connection, tenant_id: str) -> int:

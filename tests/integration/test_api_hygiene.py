@@ -69,8 +69,7 @@ def test_every_answer_and_body_has_a_schema_and_json_an_example(served: Served) 
             assert one.get("content"), f"{method} {path} {status}"
             for kind, content in one["content"].items():
                 assert content.get("schema"), f"{method} {path} {status} {kind}"
-                without = path.endswith("/feed") or (kind in COLUMNS and status == "body")
-                assert without or "example" in content, f"{method} {path} {status} {kind}"
+                assert "example" in content, f"{method} {path} {status} {kind}"
 
 
 def test_every_reference_resolves_and_every_shape_is_used(served: Served) -> None:

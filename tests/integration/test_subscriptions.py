@@ -20,6 +20,7 @@ from eventstore.access.limits import FeedSlot
 from eventstore.api import feed, polling
 from eventstore.api.access import principal_of
 from eventstore.columns.schema import EVENT_SCHEMA
+from eventstore.db.tables import governance
 from eventstore.db.tables_subscriptions import subscriptions
 from eventstore.errors import ConfirmationError, FeedResetError, ForbiddenError, UnauthenticatedError
 from eventstore.governance import slots
@@ -422,6 +423,20 @@ def test_its_maker_or_an_administrator_moves_it(served: Served) -> None:
             with pytest.raises(ForbiddenError):
                 delete_subscription(database, group.tenant.name, "sub", by=who)
     assert group.show()["name"] == "sub"
+    delete_subscription(
+        database, group.tenant.name, "sub", by=Principal("key:other", Role.ADMINISTRATOR, group.tenant.name)
+    )
+    with database.transaction() as conn:
+        entries = conn.execute(
+            sa.select(governance.c.kind, governance.c.actor, governance.c.document)
+            .where(governance.c.tenant_id == group.tenant.name, governance.c.kind.like("subscription%"))
+            .order_by(governance.c.entry_no)
+        ).all()
+    # What the maker does to its own is not recorded.
+    assert [tuple(entry) for entry in entries] == [
+        ("subscription_moved", "key:other", {"subscription": "sub", "created_by": "loopback", "after": 0}),
+        ("subscription_deleted", "key:other", {"subscription": "sub", "created_by": "loopback"}),
+    ]
 
 
 def test_members_are_not_without_number(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
