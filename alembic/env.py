@@ -1,7 +1,13 @@
 """Runs migrations: online only, in one transaction, never stalling a site for long."""
 
 from alembic import context
-from eventstore.db import tables_access, tables_subscriptions  # noqa: F401 - their tables belong to the metadata
+from eventstore.db import (  # their tables belong to the metadata
+    tables_access,  # noqa: F401
+    tables_console,  # noqa: F401
+    tables_exports,  # noqa: F401
+    tables_subscriptions,  # noqa: F401
+    tables_tree,  # noqa: F401
+)
 from eventstore.db.locks import migration_key
 from eventstore.db.tables import metadata
 

@@ -14,11 +14,13 @@ __all__ = [
     "ArchiveDamageError",
     "BusyError",
     "CertificateNotFoundError",
+    "CheckpointNotFoundError",
     "ConfirmationError",
     "CoverageError",
     "EmbeddedPostgresError",
     "EventNotFoundError",
     "EventStoreError",
+    "ExportNotFoundError",
     "FeedResetError",
     "ForbiddenError",
     "HeldError",
@@ -155,6 +157,12 @@ class CertificateNotFoundError(InputError):
     code = "certificate-not-found"
 
 
+class CheckpointNotFoundError(InputError):
+    """The tenant has no checkpoint of that size, or none yet."""
+
+    code = "checkpoint-not-found"
+
+
 class KeyNotFoundError(InputError):
     """No API key has that id, or none that this caller may know of."""
 
@@ -165,6 +173,12 @@ class SubscriptionNotFoundError(InputError):
     """The tenant has no subscription of that name."""
 
     code = "subscription-not-found"
+
+
+class ExportNotFoundError(InputError):
+    """The tenant has no export of that id, or none that this caller may know of."""
+
+    code = "export-not-found"
 
 
 class UnauthenticatedError(InputError):

@@ -11,9 +11,11 @@ from starlette.exceptions import HTTPException
 
 from eventstore.errors import (
     CertificateNotFoundError,
+    CheckpointNotFoundError,
     ConfirmationError,
     EventNotFoundError,
     EventStoreError,
+    ExportNotFoundError,
     FeedResetError,
     ForbiddenError,
     HeldError,
@@ -47,7 +49,9 @@ _STATUS: tuple[tuple[type[EventStoreError], int, str], ...] = (
     (KeyNotFoundError, 404, "No such key"),
     (HoldNotFoundError, 404, "No such hold"),
     (CertificateNotFoundError, 404, "No such certificate"),
+    (CheckpointNotFoundError, 404, "No such checkpoint"),
     (SubscriptionNotFoundError, 404, "No such subscription"),
+    (ExportNotFoundError, 404, "No such export"),
     (UnauthenticatedError, 401, "Unauthenticated"),
     (ForbiddenError, 403, "Forbidden"),
     (TooLargeError, 413, "Too large"),

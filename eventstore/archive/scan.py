@@ -16,6 +16,7 @@ from io import BufferedIOBase
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from eventstore.archive.cache import SegmentCache
 from eventstore.archive.target import ArchiveTarget
@@ -79,10 +80,45 @@ class ArchiveScan:
             if limit is not None and rows >= limit:
                 break
             left = "" if limit is None else f" LIMIT {int(limit) - rows}"
-            table = self._query(portion, f"{where} ORDER BY seq {'DESC' if descending else 'ASC'}{left}")
+            condition = f"{where} ORDER BY seq {'DESC' if descending else 'ASC'}{left}"
+            table = _as_events(self._query(portion, ", ".join(EVENT_FIELDS), condition))
             tables.append(table)
             rows += table.num_rows
         return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+
+    def tally(self, segments: Sequence[Segment], where: str, by: str) -> dict[int, int]:
+        """How many events of these segments meet a condition, by the whole number that the SQL expression
+        `by` gives for each. Raises as `query`."""
+        found: dict[int, int] = {}
+        for portion in self._portions(self._place(segments), False):
+            table = self._query(portion, f"({by})::INTEGER, count(*)", f"{where} GROUP BY 1")
+            for number, events in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                found[number] = found.get(number, 0) + events
+        return found
+
+    def hashes(self, segments: Sequence[Segment], first_seq: int, last_seq: int) -> Iterator[bytes]:
+        """The hashes of a seq range of these segments' events, in the order of seq, joined: a piece for each
+        row group. Nothing else of the segments is decoded, and DuckDB is not asked.
+
+        Raises:
+            ArchiveDamageError: a segment is missing, or its bytes are not the cataloged ones.
+            TargetUnavailableError: a target that is needed did not answer.
+            SetupError: a segment lies in a target that the settings do not name.
+        """
+        for one in self._place(segments):
+            at = one[0].range.first_seq
+            first, last = max(first_seq, at), min(last_seq, one[0].range.last_seq)
+            with self._files([one]) as (path,):
+                try:
+                    yield from _hashes(path, at, first, last)
+                except FileNotFoundError as e:
+                    raise TargetUnavailableError(
+                        f"cannot read {one[0].key}: {e}", hint="try again in a moment"
+                    ) from e
+                except (pa.ArrowException, OSError) as e:
+                    raise ArchiveDamageError(
+                        f"cannot read {one[0].key}: {e}", key=one[0].key, hint="run eventstore verify"
+                    ) from e
 
     def _place(self, segments: Sequence[Segment]) -> list[_Placed]:
         targets: dict[str, ArchiveTarget | None] = {}
@@ -119,7 +155,7 @@ class ArchiveScan:
             size_bytes += needed
         yield portion
 
-    def _query(self, placed: Sequence[_Placed], condition: str) -> pa.Table:
+    def _query(self, placed: Sequence[_Placed], columns: str, condition: str) -> pa.Table:
         import duckdb
 
         # Between the look at the files and DuckDB's, one may vanish: evicted from the cache by another
@@ -127,13 +163,13 @@ class ArchiveScan:
         for attempt in (1, 2):
             with self._files(placed) as files:
                 sql = (
-                    f"SELECT {', '.join(EVENT_FIELDS)}"
+                    f"SELECT {columns}"
                     f" FROM read_parquet([{', '.join(map(_quote, files))}], hive_partitioning = false)"
                     f" WHERE {condition}"
                 )
                 try:
                     with self._cursor() as cursor:
-                        return _as_events(cursor.sql(sql).to_arrow_table())
+                        return cursor.sql(sql).to_arrow_table()
                 except duckdb.OutOfMemoryException as e:
                     raise BusyError("too many large reads at once", hint="try again, or ask for less") from e
                 except duckdb.IOException as e:
@@ -206,6 +242,18 @@ def _connect() -> duckdb.DuckDBPyConnection:
     duck.execute("SET arrow_lossless_conversion = true")  # a UUID as 16 bytes, not as text
     duck.execute("SET parquet_metadata_cache = true")
     return duck
+
+
+def _hashes(path: str, at: int, first_seq: int, last_seq: int) -> Iterator[bytes]:
+    """The hashes of a seq range of a segment's file, whose first event is `at`."""
+    with pq.ParquetFile(path, memory_map=True) as file:
+        for index in range(file.num_row_groups):
+            rows = file.metadata.row_group(index).num_rows
+            if at <= last_seq and at + rows > first_seq:
+                column = file.read_row_group(index, columns=["hash"], use_threads=False).column(0)
+                start, end = max(first_seq - at, 0), min(last_seq + 1 - at, rows)
+                yield b"".join(column.slice(start, end - start).to_pylist())
+            at += rows
 
 
 def _quote(text: str) -> str:

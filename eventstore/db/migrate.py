@@ -12,7 +12,9 @@ from alembic.script import ScriptDirectory
 from alembic import command
 from eventstore.db import (  # their tables belong to the metadata
     tables_access,  # noqa: F401
+    tables_console,  # noqa: F401
     tables_subscriptions,  # noqa: F401
+    tables_tree,  # noqa: F401
 )
 from eventstore.db.engine import Database
 from eventstore.errors import SchemaVersionError

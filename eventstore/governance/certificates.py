@@ -47,8 +47,10 @@ __all__ = [
     "knows_keys",
     "latest_copy",
     "list_certificates",
+    "newest_certificates",
     "next_certificate",
     "put_certificate",
+    "refuse_strange_key",
     "remember_key",
     "signing_time_us",
     "store_certificate",
@@ -118,7 +120,7 @@ def store_certificate(conn: sa.Connection, certificate: Certificate, key: Signin
         problems.append(f"{certificate}: it is of another store")
     if problems:
         raise IntegrityError("; ".join(problems), hint="nothing was destroyed; please report this")
-    _refuse_strange(conn, key.verify_key)
+    refuse_strange_key(conn, key.verify_key)
     payload = to_payload(certificate)
     envelope = key.sign(CERTIFICATE_TYPE, payload)
     # As whoever verifies it will read it.
@@ -250,9 +252,13 @@ def _key_ids(conn: sa.Connection) -> set[str]:
     return set(conn.execute(sa.select(signing_keys.c.key_id)).scalars())
 
 
-def _refuse_strange(conn: sa.Connection, key: VerifyKey) -> None:
+def refuse_strange_key(conn: sa.Connection, key: VerifyKey) -> None:
     """The first key that signs is the deployment's; a host that made one of its own must not go on with it
-    unnoticed."""
+    unnoticed.
+
+    Raises:
+        SetupError: this deployment signs with another key.
+    """
     known = _key_ids(conn)
     if known and key.key_id not in known:
         raise SetupError(
@@ -290,12 +296,22 @@ def list_certificates(conn: sa.Connection, tenant_id: str) -> list[StoredCertifi
     Raises:
         IntegrityError: one cannot be read. `check_certificates` says more.
     """
-    return [
-        StoredCertificate(
-            from_payload(decode(bytes(row.envelope)).payload), bytes(row.envelope), row.stored_in
-        )
-        for row in _rows(conn, tenant_id)
-    ]
+    return [_stored(row) for row in _rows(conn, tenant_id)]
+
+
+def newest_certificates(
+    conn: sa.Connection, tenant_id: str, *, before: int | None = None, limit: int
+) -> list[StoredCertificate]:
+    """At most `limit` of a tenant's certificates, the newest first; those with numbers below `before`.
+
+    Raises:
+        IntegrityError: one cannot be read.
+    """
+    query = sa.select(certificates).where(certificates.c.tenant_id == tenant_id)
+    if before is not None:
+        query = query.where(certificates.c.number < before)
+    rows = conn.execute(query.order_by(certificates.c.number.desc()).limit(limit))
+    return [_stored(row) for row in rows]
 
 
 def get_certificate(conn: sa.Connection, tenant_id: str, number: int) -> StoredCertificate:
@@ -306,11 +322,15 @@ def get_certificate(conn: sa.Connection, tenant_id: str, number: int) -> StoredC
         IntegrityError: it cannot be read.
     """
     for row in _rows(conn, tenant_id, number):
-        envelope = bytes(row.envelope)
-        return StoredCertificate(from_payload(decode(envelope).payload), envelope, row.stored_in)
+        return _stored(row)
     raise CertificateNotFoundError(
         f"{tenant_id!r} has no certificate {number}", hint=f"eventstore certificates list {tenant_id}"
     )
+
+
+def _stored(row: sa.Row[tuple[object, ...]]) -> StoredCertificate:
+    envelope = bytes(row.envelope)
+    return StoredCertificate(from_payload(decode(envelope).payload), envelope, row.stored_in)
 
 
 def _rows(

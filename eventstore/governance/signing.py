@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from eventstore.errors import IntegrityError, SetupError
 from eventstore.governance.envelope import CERTIFICATE_TYPE, Envelope, Signature, decode, encode, pae
+from eventstore.model.note import Note, NoteSignature, key_hash
 
-__all__ = ["MissingKey", "SigningKey", "VerifyKey", "verify"]
+__all__ = ["MissingKey", "SigningKey", "VerifyKey", "verify", "verify_note"]
 
 _FILE_BYTES_MAX = 16_384  # a key file has about 120
 
@@ -159,6 +160,17 @@ class SigningKey:
         signature = Signature(self.key_id, self._private.sign(pae(payload_type, payload)))
         return encode(Envelope(payload_type, payload, (signature,)))
 
+    def sign_note(self, name: str, text: str) -> Note:
+        """A note with one signature, by this key under that name. The same bytes every time.
+
+        What envelopes have signed begins with `DSSEv1`: a text that does is refused, so that neither can be
+        taken for the other.
+        """
+        if text.startswith("DSSE") or not text.endswith("\n"):
+            raise AssertionError("no text of a note")
+        short = key_hash(name, self.verify_key.raw)
+        return Note(text, (NoteSignature(name, short, self._private.sign(text.encode())),))
+
 
 class MissingKey(SigningKey):
     """Stands for the key of a deployment that has one, on a host that does not have it. Whatever needs a key
@@ -184,6 +196,9 @@ class MissingKey(SigningKey):
         )
 
     def sign(self, payload_type: str, payload: bytes) -> bytes:
+        raise AssertionError(self.verify_key)
+
+    def sign_note(self, name: str, text: str) -> Note:
         raise AssertionError(self.verify_key)
 
 
@@ -214,6 +229,29 @@ def verify(envelope: bytes, keys: Mapping[str, VerifyKey], *, payload_type: str 
                 hint="it was altered, or not signed with that key: compare it with another copy",
             )
     return found.payload
+
+
+def verify_note(note: Note, name: str, keys: Iterable[VerifyKey]) -> str:
+    """The text of a note, once a signature of that name was found right. Signatures of others, of witnesses
+    for instance, are not looked at.
+
+    Raises:
+        IntegrityError: none of that name is by one of these keys, or one does not fit.
+    """
+    known = {key_hash(name, key.raw): key for key in keys}
+    ours = [one for one in note.signatures if one.name == name and one.key_hash in known]
+    if not ours:
+        raise IntegrityError(
+            f"the note is not signed by a known key of {name!r}",
+            hint="if the key that signed it is yours, add its public key to those that are trusted",
+        )
+    for one in ours:
+        if not known[one.key_hash].fits(one.signature, note.text.encode()):
+            raise IntegrityError(
+                f"the signature of {name!r} does not fit the note",
+                hint="it was altered: compare it with another copy",
+            )
+    return note.text
 
 
 _KEEP_HINT = "restore it from a backup; with a new key, keep the old public key to verify what it signed"

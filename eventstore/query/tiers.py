@@ -23,7 +23,7 @@ from eventstore.clock import to_us
 from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.db.engine import Database
 from eventstore.db.tables import certificates
-from eventstore.errors import TenantNotFoundError
+from eventstore.errors import CoverageError, IntegrityError, TargetUnavailableError, TenantNotFoundError
 from eventstore.hot.read import EVENT_COLUMNS_SQL, to_events
 from eventstore.model.bloom import BloomProbe
 from eventstore.model.certificate import CertificateKind
@@ -34,6 +34,10 @@ from eventstore.query.conditions import DuckDialect, PostgresDialect, conditions
 
 __all__ = ["ArchivePart", "ExpiredRange", "LogState", "Tiers", "list_expired", "span"]
 
+_HASH_BYTES = 32
+
+# What was moved or archived while its hashes were read is looked up anew, so often at the most.
+_ANEW_MAX = 5
 _CACHED_PARTS_MAX = 200_000
 # Of one tenant, and of all of them together.
 _FILTER_BYTES_MAX = 64 * 2**20
@@ -133,12 +137,14 @@ def _fill(expired: Sequence[ExpiredRange], whole: ExpiredRange) -> list[ExpiredR
     return parts
 
 
-def _among(wanted: EventFilter, seq_from: int, seq_to: int, descending: bool, limit: int) -> str:
+def _among(
+    wanted: EventFilter, seq_from: int, seq_to: int, descending: bool, limit: int, *, counted: bool = False
+) -> str:
     """The look into the entity index, which a query under row-level security cannot use by itself. Where
     there are no conditions but the entity's, no more seqs are fetched than will be returned."""
     if wanted.entity_id is None:
         return ""
-    plain = wanted == EventFilter(
+    plain = not counted and wanted == EventFilter(
         entity_type=wanted.entity_type,
         entity_id=wanted.entity_id,
         seq_from=wanted.seq_from,
@@ -150,6 +156,16 @@ def _among(wanted: EventFilter, seq_from: int, seq_to: int, descending: bool, li
         f" AND seq = ANY (ARRAY(SELECT hot.entity_seqs({entity_type}, {dialect.text(wanted.entity_id)},"
         f" {int(seq_from)}, {int(seq_to)}, {descending}, {int(limit) if plain else 'NULL'})))"
     )
+
+
+def _span_of(column: str, edges_us: Sequence[int], dialect: DuckDialect, before: int) -> str:
+    """SQL for how many of these rising times are not after a column's, found by halves."""
+    if not edges_us:
+        return str(before)
+    middle = len(edges_us) // 2
+    lower = _span_of(column, edges_us[:middle], dialect, before)
+    upper = _span_of(column, edges_us[middle + 1 :], dialect, before + middle + 1)
+    return f"CASE WHEN {column} < {dialect.time(edges_us[middle])} THEN {lower} ELSE {upper} END"
 
 
 class Tiers:
@@ -227,6 +243,108 @@ class Tiers:
         """Matching archived events of a seq range within these segments, in order, at most `limit`."""
         where = conditions(wanted, DuckDialect(), seq_from=seq_from, seq_to=seq_to)
         return self._scan.query(segments, where, descending=descending, limit=limit)
+
+    def tally_hot(
+        self, tenant_id: str, wanted: EventFilter, seq_from: int, seq_to: int, edges_us: Sequence[int]
+    ) -> dict[int, int]:
+        """How many hot events of a seq range match, by which of the spans between these times (µs, rising)
+        they were recorded in: 0 is before the first. Beware as with `hot`."""
+        times = ", ".join(PostgresDialect().time(us) for us in edges_us)
+        query = (
+            f"SELECT width_bucket(recorded_at, ARRAY[{times}]::timestamptz[]), count(*) FROM events"
+            f" WHERE tenant_id = '{check_tenant_id(tenant_id)}'"
+            f" AND {conditions(wanted, PostgresDialect(), seq_from=seq_from, seq_to=seq_to)}"
+            f"{_among(wanted, seq_from, seq_to, False, 0, counted=True)} GROUP BY 1"
+        )
+        with self._app.arrow(tenant_id) as conn, conn.cursor() as cursor:
+            cursor.execute(query)
+            found: dict[int, int] = dict(cursor.fetchall())
+            return found
+
+    def tally_archived(
+        self,
+        segments: Sequence[Segment],
+        wanted: EventFilter,
+        seq_from: int,
+        seq_to: int,
+        edges_us: Sequence[int],
+    ) -> dict[int, int]:
+        """As `tally_hot`, of archived events within these segments."""
+        dialect = DuckDialect()
+        where = conditions(wanted, dialect, seq_from=seq_from, seq_to=seq_to)
+        return self._scan.tally(segments, where, _span_of("recorded_at", edges_us, dialect, 0))
+
+    def recorded_us(self, tenant_id: str, seq: int) -> int | None:
+        """When a hot event was recorded, in µs; None: it is not hot."""
+        row = self._app.row(
+            tenant_id,
+            "SELECT (extract(epoch FROM recorded_at) * 1000000)::bigint FROM events"
+            f" WHERE tenant_id = '{check_tenant_id(tenant_id)}' AND seq = {int(seq)}",
+        )
+        return None if row is None else int(row[0])
+
+    def last_recorded_us(self, tenant_id: str) -> int:
+        """When the log's last event was recorded, in µs; not to be asked of an empty log."""
+        row = self._app.row(
+            tenant_id,
+            f"SELECT last_recorded_us FROM heads WHERE tenant_id = '{check_tenant_id(tenant_id)}'",
+        )
+        if row is None:
+            raise TenantNotFoundError(tenant_id)
+        return int(row[0])
+
+    def hashes(self, tenant_id: str, first_seq: int, last_seq: int) -> bytes:
+        """The hashes of a range of events, from whichever tier has them, joined in the order of seq. Nothing
+        else of the events is read.
+
+        Raises:
+            CoverageError: not every one of them exists.
+            TenantNotFoundError, ArchiveDamageError, TargetUnavailableError, SetupError
+        """
+        for anew_left in reversed(range(_ANEW_MAX + 1)):
+            state = self.state(tenant_id)
+            seam = min(last_seq, max(state.archived_through, first_seq - 1))
+            failure: IntegrityError | TargetUnavailableError
+            try:
+                found = self._archived_hashes(tenant_id, state, first_seq, seam)
+                if seam < last_seq:
+                    found += self._hot_hashes(tenant_id, seam + 1, last_seq)
+                if len(found) == _HASH_BYTES * (last_seq - first_seq + 1):
+                    return found
+                failure = CoverageError(
+                    f"not every event of seq {first_seq} to {last_seq} of {tenant_id!r} is there",
+                    hint="run eventstore verify",
+                )
+            except (IntegrityError, TargetUnavailableError) as e:
+                failure = e
+            # What was archived, moved or destroyed meanwhile is looked up anew.
+            now = self.state(tenant_id)
+            before = (state.archived_through, state.catalog_version)
+            if not anew_left or (now.archived_through, now.catalog_version) == before:
+                raise failure
+        raise AssertionError("unreachable")
+
+    def _archived_hashes(self, tenant_id: str, state: LogState, first_seq: int, last_seq: int) -> bytes:
+        if first_seq > last_seq:
+            return b""
+        segments = [
+            part
+            for part in self.archive(tenant_id, state)
+            if isinstance(part, Segment)
+            and part.range.first_seq <= last_seq
+            and part.range.last_seq >= first_seq
+        ]
+        return b"".join(self._scan.hashes(segments, first_seq, last_seq))
+
+    def _hot_hashes(self, tenant_id: str, first_seq: int, last_seq: int) -> bytes:
+        query = (
+            f"SELECT hash FROM events WHERE tenant_id = '{check_tenant_id(tenant_id)}'"
+            f" AND seq BETWEEN {int(first_seq)} AND {int(last_seq)} ORDER BY seq"
+        )
+        with self._app.arrow(tenant_id) as conn, conn.cursor() as cursor:
+            cursor.execute(query)
+            with cursor.fetch_record_batch() as reader:
+                return b"".join(value for batch in reader for value in batch.column(0).to_pylist())
 
     def at_hand(self, segment: Segment) -> bool:
         """Whether a segment can be read without asking its target."""
