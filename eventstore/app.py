@@ -22,6 +22,8 @@ from eventstore.db.migrate import check_schema, current_version, upgrade
 from eventstore.db.roles import EMBEDDED_LOGIN, kept_password, make_login, with_login
 from eventstore.errors import IntegrityError, SetupError, TargetUnavailableError
 from eventstore.governance.certificates import check_certificates, knows_keys, latest_copy, trusted_keys
+from eventstore.governance.sessions import prune_sessions
+from eventstore.governance.export_making import prune_exports
 from eventstore.governance.signing import MissingKey, SigningKey
 from eventstore.hot.append import Appender
 from eventstore.integrity.binding import bind_archive
@@ -29,6 +31,7 @@ from eventstore.integrity.verify import HashAt, VerifyReport, verify_log
 from eventstore.model.policy import DEFAULT_TARGET, parse_duration_us
 from eventstore.model.run import RunCompleted, RunKind, RunStatus, Warned
 from eventstore.model.schedule import parse_schedule
+from eventstore.query.export_files import ExportFolder
 from eventstore.query.reader import LogReader
 from eventstore.query.tiers import Tiers
 from eventstore.repair.adopt import refuse_unfinished_rebuild
@@ -212,17 +215,27 @@ def scheduler_of(store: Store, *, clock: Clock | None = None) -> Scheduler:
             )
 
     runs_kept_us = parse_duration_us(settings.runs_kept)
-    jobs["prune"] = Job(
-        parse_schedule(_PRUNE_SCHEDULE), lambda now_us: prune_runs(store.database, now_us - runs_kept_us)
-    )
+
+    def prune(now_us: int) -> None:
+        prune_runs(store.database, now_us - runs_kept_us)
+        prune_exports(store.database, now_us - runs_kept_us)
+        # By the real time, by which they were made.
+        prune_sessions(store.database, SystemClock().now_us())
+
+    jobs["prune"] = Job(parse_schedule(_PRUNE_SCHEDULE), prune)
     jobs["scrub"] = Job(parse_schedule(settings.scrub_schedule), scrub_and_purge)
     return Scheduler(store.database, jobs, clock or SystemClock())
 
 
 def tidy_host(store: Store, now_us: int, *, tenant_id: str | None = None) -> list[Purged]:
     """What this machine keeps beside the archive goes when its time has come: restores that have expired (and
-    all of a tenant that is offboarded), and cache copies of segments that the catalog names no more."""
+    all of a tenant that is offboarded), files of exports likewise, and cache copies of segments that the
+    catalog names no more."""
     purged = purge_restores(store.database, now_us, tenant_id=tenant_id)
+    settings = store.settings
+    ExportFolder(settings.resolved_exports_dir, settings.export_bytes_max).sweep(
+        store.database, tenant_id=tenant_id
+    )
     with store.database.transaction() as conn:
         gone = uncataloged(conn, store.cache.digests())
     store.cache.forget(gone)

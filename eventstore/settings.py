@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventstore.access.oidc import OidcConfig, is_safe_url
+from eventstore.access.oidc_signin import OidcClient
 from eventstore.errors import InputError, SetupError
 from eventstore.model.access import Role
 from eventstore.model.limits import ARCHIVE_BYTES_PER_DAY_MAX, FEEDS_MAX, REQUESTS_PER_S_MAX, Limits
@@ -147,6 +148,29 @@ class Settings(BaseSettings):
         "30s",
         description="How long who follows a feed or exports may take nothing in before it is disconnected.",
     )
+    exports_dir: Path | None = Field(
+        None,
+        description="Folder of exports that are made in the background; <home>/exports unless set. Several "
+        "API processes on different machines need one that they share.",
+    )
+    exports_kept: Duration = Field(
+        "7d", description="How long the file of an export that was made in the background can be downloaded."
+    )
+    export_workers: int = Field(
+        1,
+        ge=0,
+        le=16,
+        description="Exports that each API process makes in the background at once; 0: it makes none.",
+    )
+    export_bytes_max: int = Field(
+        16 * 2**30, gt=0, description="The largest file of an export that is made in the background, in bytes."
+    )
+    exports_per_caller_max: int = Field(
+        3, ge=1, description="Exports of one caller that may wait or be made in the background at once."
+    )
+    exports_per_tenant_max: int = Field(
+        10, ge=1, description="The same for one tenant, of all its callers."
+    )
     append_workers: int = Field(4, ge=1, le=64, description="Tenants that are written to at the same time.")
     limit_requests_per_s: int = Field(
         1000,
@@ -226,6 +250,23 @@ class Settings(BaseSettings):
             raise ValueError("EVENTSTORE_OIDC_ROLE_CLAIM and EVENTSTORE_OIDC_TENANT_CLAIM are the same claim")
         return self
 
+    @model_validator(mode="after")
+    def _people_can_come_back(self) -> Settings:
+        if self.oidc_client_id is not None and self.console_url is None:
+            raise ValueError("EVENTSTORE_OIDC_CLIENT_ID needs EVENTSTORE_CONSOLE_URL, where people come back")
+        if self.oidc_client_secret is not None and self.oidc_client_secret_file is not None:
+            raise ValueError(
+                "EVENTSTORE_OIDC_CLIENT_SECRET and EVENTSTORE_OIDC_CLIENT_SECRET_FILE are both set"
+            )
+        return self
+
+    @field_validator("console_url")
+    @classmethod
+    def _is_origin(cls, url: str | None) -> str | None:
+        if url is not None and not _ORIGIN.fullmatch(url.rstrip("/")):
+            raise ValueError(f"{url!r} is no scheme and host alone, such as https://eventstore.example.org")
+        return None if url is None else url.rstrip("/").lower()
+
     @field_validator("cors_origins")
     @classmethod
     def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
@@ -267,6 +308,30 @@ class Settings(BaseSettings):
         )
 
     @property
+    def oidc_client(self) -> OidcClient | None:
+        """The console as the issuer knows it; None: nobody signs in to it there.
+
+        Raises:
+            SetupError: the file with the secret cannot be read.
+        """
+        if self.oidc_issuer is None or self.oidc_client_id is None:
+            return None
+        secret = None if self.oidc_client_secret is None else self.oidc_client_secret.get_secret_value()
+        if self.oidc_client_secret_file is not None:
+            try:
+                secret = self.oidc_client_secret_file.read_text().strip()
+            except (OSError, UnicodeDecodeError) as e:
+                raise SetupError(
+                    f"EVENTSTORE_OIDC_CLIENT_SECRET_FILE cannot be read: {e}", hint="who may read it?"
+                ) from e
+        return OidcClient(
+            issuer=self.oidc_issuer,
+            client_id=self.oidc_client_id,
+            secret=secret or None,
+            redirect_uri=f"{self.console_url}/console/sign-in/done",
+        )
+
+    @property
     def default_limits(self) -> Limits:
         """The limits of a key that has none of its own."""
         return Limits(
@@ -275,6 +340,10 @@ class Settings(BaseSettings):
             feeds_max=self.limit_feeds_max,
             archive_bytes_per_day=self.limit_archive_bytes_per_day,
         )
+
+    @property
+    def resolved_exports_dir(self) -> Path:
+        return (self.exports_dir or self.resolved_home / "exports").expanduser().resolve()
 
     @property
     def resolved_key_file(self) -> Path:

@@ -21,9 +21,9 @@ from eventstore.access.watch import KeyWatch
 from eventstore.clock import Clock, SystemClock
 from eventstore.db.engine import Database
 from eventstore.errors import EventStoreError, UnauthenticatedError
-from eventstore.governance.keys import administrator_was_made, find_key, note_uses
+from eventstore.governance.keys import administrator_was_made, find_key, get_key, note_uses
 from eventstore.model.access import Principal, Role
-from eventstore.model.apikey import KeyState, digest_of
+from eventstore.model.apikey import ApiKey, KeyState, digest_of
 
 __all__ = ["HOW_TO_BEGIN", "Authenticator", "bearer_of"]
 
@@ -60,7 +60,8 @@ class Authenticator:
         self._watch = KeyWatch(database, on_change=self._forget, on_beat=self._beat)
         self._lock = threading.Lock()
         self._changes = 0
-        self._keys: dict[bytes, _Remembered] = {}
+        # By the digest of a key's text, and by its id.
+        self._keys: dict[bytes | str, _Remembered] = {}
         # Whoever may sign in as an administrator from elsewhere, this machine has no privilege left.
         self._administered = oidc is not None
         self._open_to_machine = False
@@ -101,11 +102,7 @@ class Authenticator:
         known = self.remembered(bearer, peer, headers)  # others may have asked while this one waited
         if known is not None:
             return known
-        if not self.is_administered() and not is_from_here(peer, headers):
-            raise UnauthenticatedError(
-                "there is no administrator yet, and until then only this machine itself is served",
-                hint=f"{HOW_TO_BEGIN}, then send Authorization: Bearer KEY",
-            )
+        self.check_open(peer, headers)
         if bearer is None:
             if not self._administered:
                 return _LOOPBACK
@@ -115,6 +112,36 @@ class Authenticator:
         if self._oidc is not None and self.asks_issuer(bearer):
             return self._oidc.principal_of(bearer)
         return self._of_key(bearer)
+
+    def holder_of(self, key_id: str) -> Principal:
+        """Who calls with a key, by its id: for a session that began with the key itself. What is remembered
+        is as new as it is for requests that bring the key.
+
+        Raises:
+            UnauthenticatedError: the key has ended.
+        """
+        now_us = self._clock.now_us()
+        if time.monotonic() < self._watch.believed_until:
+            known = self._keys.get(key_id)
+            if known is not None and (known.expires_us is None or now_us < known.expires_us):
+                self._uses[key_id] = now_us
+                return known.principal
+        before = self._changes
+        with self._database.transaction() as conn:
+            key = get_key(conn, key_id)
+        return self._in_force(key, before, key_id)
+
+    def check_open(self, peer: str | None, headers: Headers) -> None:
+        """Whether a request from there is answered at all.
+
+        Raises:
+            UnauthenticatedError: there is no administrator yet, and it was not made on this machine.
+        """
+        if not self.is_administered() and not is_from_here(peer, headers):
+            raise UnauthenticatedError(
+                "there is no administrator yet, and until then only this machine itself is served",
+                hint=f"{HOW_TO_BEGIN}, then send Authorization: Bearer KEY",
+            )
 
     def asks_issuer(self, bearer: bytes | None) -> bool:
         """Whether `authenticate` would look at it as a token."""
@@ -154,13 +181,22 @@ class Authenticator:
         before = self._changes
         with self._database.transaction() as conn:
             key = find_key(conn, text)
+        return self._in_force(key, before, digest_of(text))
+
+    def _in_force(self, key: ApiKey | None, before: int, name: bytes | str) -> Principal:
+        """Who calls with the key that was found, which is remembered under a name. `before` counts the
+        changes that were known of when it was asked for.
+
+        Raises:
+            UnauthenticatedError: there is none, or it has ended.
+        """
         now_us = self._clock.now_us()
         if key is None or key.state(now_us) is not KeyState.ACTIVE:
             raise refused()
         with self._lock:
             # A change that was heard of meanwhile may have been after what was read: then it is not kept.
             if before == self._changes and len(self._keys) < _REMEMBERED_MAX:
-                self._keys[digest_of(text)] = _Remembered(key.principal, key.key_id, key.expires_us)
+                self._keys[name] = _Remembered(key.principal, key.key_id, key.expires_us)
         self._uses[key.key_id] = now_us
         return key.principal
 

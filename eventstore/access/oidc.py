@@ -6,6 +6,7 @@ token that lacks one of them gives nothing; nothing is taken for granted from a 
 
 from __future__ import annotations
 
+import hmac
 import logging
 import threading
 import time
@@ -19,11 +20,12 @@ import jwt
 
 from eventstore.access.loopback import names_loopback
 from eventstore.access.refusal import refused
+from eventstore.clock import US_PER_S
 from eventstore.errors import ForbiddenError, RetryError, UnauthenticatedError
 from eventstore.model.access import PERMISSIONS, Principal, Role
 from eventstore.model.tenant import is_tenant_id
 
-__all__ = ["DEPLOYMENT", "OidcConfig", "OidcVerifier", "is_safe_url"]
+__all__ = ["DEPLOYMENT", "TIMEOUT_S", "OidcConfig", "OidcVerifier", "described_by", "is_safe_url"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ _ALGORITHMS = [
     *("ES256", "ES384", "ES512", "EdDSA"),
 ]
 _LEEWAY_S = 30
-_TIMEOUT_S = 5.0
+TIMEOUT_S = 5.0
 _TOKEN_BYTES_MAX = 16_384
 _SUBJECT_CHARACTERS_MAX = 200
 _DISCOVERY_BYTES_MAX = 2**20
@@ -82,6 +84,25 @@ class OidcVerifier:
             ForbiddenError: it holds, and gives no role or no tenant.
             RetryError: the issuer's keys cannot be had now.
         """
+        return self._principal(self._claims(token, self._config.audience))
+
+    def person_of(self, id_token: bytes, *, client_id: str, nonce: str) -> tuple[Principal, int]:
+        """The person who has just signed in with the issuer, for the client `client_id` and by the request
+        that `nonce` was sent with; and when the token ends, in µs. Of what the issuer gives, this is the ID
+        token: it is made for the client that asked, and says who signed in.
+
+        Raises:
+            as `principal_of`
+        """
+        claims = self._claims(id_token, client_id)
+        given = claims.get("nonce")
+        if not isinstance(given, str) or not hmac.compare_digest(given.encode(), nonce.encode()):
+            raise _refused("it is of another sign-in")
+        if claims.get("azp", client_id) != client_id:
+            raise _refused("it is of another client")
+        return self._principal(claims), int(claims["exp"]) * US_PER_S
+
+    def _claims(self, token: bytes, audience: str) -> Mapping[str, Any]:
         if len(token) > _TOKEN_BYTES_MAX:
             raise _refused("it is too long")
         try:
@@ -92,11 +113,11 @@ class OidcVerifier:
             kid = header.get("kid")
             if not isinstance(kid, str):
                 raise _refused("it names no key")
-            claims = jwt.decode(
+            claims: Mapping[str, Any] = jwt.decode(
                 token,
                 self._key(kid),
                 algorithms=_ALGORITHMS,
-                audience=self._config.audience,
+                audience=audience,
                 issuer=self._config.issuer,
                 leeway=_LEEWAY_S,
                 options={
@@ -106,7 +127,7 @@ class OidcVerifier:
             )
         except jwt.PyJWTError as e:
             raise _refused(str(e)) from e
-        return self._principal(claims)
+        return claims
 
     def _key(self, kid: str) -> jwt.PyJWK:
         """The published key of this name.
@@ -143,19 +164,11 @@ class OidcVerifier:
         """A client of the address where the issuer says, or the settings say, that its keys are."""
         url = self._config.jwks_url
         if url is None:
-            where = f"{self._config.issuer.rstrip('/')}/.well-known/openid-configuration"
-            answer = httpx.get(where, timeout=_TIMEOUT_S, follow_redirects=False)
-            answer.raise_for_status()
-            if len(answer.content) > _DISCOVERY_BYTES_MAX:
-                raise ValueError(f"{where} is too long")
-            said = answer.json()
-            if not isinstance(said, dict) or said.get("issuer") != self._config.issuer:
-                raise ValueError(f"{where} is not of this issuer")
-            url = said.get("jwks_uri")
+            url = described_by(self._config.issuer).get("jwks_uri")
             if not isinstance(url, str) or not is_safe_url(url):
-                raise ValueError(f"{where} names no https address of keys")
+                raise ValueError("the issuer names no https address of keys")
         return jwt.PyJWKClient(
-            url, lifespan=self._keys_s, timeout=_TIMEOUT_S, cooldown_duration=self._unknown_key_s
+            url, lifespan=self._keys_s, timeout=TIMEOUT_S, cooldown_duration=self._unknown_key_s
         )
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
@@ -182,6 +195,23 @@ class OidcVerifier:
         if self._config.roles:
             return {self._config.roles[value] for value in values if value in self._config.roles}
         return {role for role in Role if role.value in values}
+
+
+def described_by(issuer: str) -> Mapping[str, Any]:
+    """What an issuer says of itself.
+
+    Raises:
+        httpx.HTTPError, ValueError: it does not answer, or not as an issuer of this name.
+    """
+    where = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
+    answer = httpx.get(where, timeout=TIMEOUT_S, follow_redirects=False)
+    answer.raise_for_status()
+    if len(answer.content) > _DISCOVERY_BYTES_MAX:
+        raise ValueError(f"{where} is too long")
+    said = answer.json()
+    if not isinstance(said, dict) or said.get("issuer") != issuer:
+        raise ValueError(f"{where} is not of this issuer")
+    return said
 
 
 def _widest(roles: set[Role]) -> Role | None:

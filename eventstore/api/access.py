@@ -36,7 +36,7 @@ class Authentication:
     """Authenticates requests of one event loop."""
 
     def __init__(self, authenticator: Authenticator) -> None:
-        self._authenticator = authenticator
+        self.authenticator = authenticator
         self._keys = anyio.CapacityLimiter(_LOOKUPS)
         self._tokens = anyio.CapacityLimiter(_LOOKUPS)
 
@@ -50,12 +50,12 @@ class Authentication:
         headers = scope["headers"]
         peer = scope["client"][0] if scope["client"] else None
         bearer = bearer_of(headers)
-        known = self._authenticator.remembered(bearer, peer, headers)
+        known = self.authenticator.remembered(bearer, peer, headers)
         if known is not None:
             return known
-        limiter = self._tokens if self._authenticator.asks_issuer(bearer) else self._keys
+        limiter = self._tokens if self.authenticator.asks_issuer(bearer) else self._keys
         return await anyio.to_thread.run_sync(
-            self._authenticator.authenticate, bearer, peer, headers, limiter=limiter
+            self.authenticator.authenticate, bearer, peer, headers, limiter=limiter
         )
 
 

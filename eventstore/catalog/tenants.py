@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -14,7 +16,7 @@ from eventstore.model.event import chain_start
 from eventstore.model.tenant import Tenant, TenantState, check_tenant_id
 from eventstore.model.window import WindowUnit
 
-__all__ = ["add_tenant", "get_tenant", "list_tenants", "set_unit"]
+__all__ = ["TenantHead", "add_tenant", "browse_tenants", "get_tenant", "list_tenants", "set_unit"]
 
 # The tenant's clock before its first event: the earliest time that the store can hold.
 BEGINNING_US = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z
@@ -79,3 +81,35 @@ def get_tenant(conn: sa.Connection, tenant_id: str) -> Tenant:
 def list_tenants(conn: sa.Connection) -> list[Tenant]:
     """All tenants by name."""
     return [_tenant(row) for row in conn.execute(sa.select(tenants).order_by(tenants.c.tenant_id))]
+
+
+@dataclass(frozen=True, slots=True)
+class TenantHead:
+    """A tenant and how far its log has come. `last_recorded_us` None: it has no event yet."""
+
+    tenant_id: str
+    state: TenantState
+    last_seq: int
+    last_recorded_us: int | None
+
+
+def browse_tenants(
+    conn: sa.Connection, *, containing: str = "", after: str = "", limit: int
+) -> list[TenantHead]:
+    """Tenants by name: those that have a text in it, from the one after `after`."""
+    t = tenants.c
+    query = sa.select(t.tenant_id, t.state, heads.c.last_seq, heads.c.last_recorded_us).join(
+        heads, heads.c.tenant_id == t.tenant_id
+    )
+    if containing:
+        query = query.where(t.tenant_id.contains(containing, autoescape=True))
+    rows = conn.execute(query.where(t.tenant_id > after).order_by(t.tenant_id).limit(limit))
+    return [
+        TenantHead(
+            row.tenant_id,
+            TenantState(row.state),
+            row.last_seq,
+            row.last_recorded_us if row.last_seq else None,
+        )
+        for row in rows
+    ]

@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse
 
 from eventstore import __version__
 from eventstore.clock import to_iso
+from eventstore.console.values import visible
 from eventstore.console.visit import Visit
 from eventstore.model.access import Permission
 
@@ -82,6 +83,7 @@ def _environment() -> jinja2.Environment:
         "iso": to_iso,
         "readable": readable,
         "time": _time,
+        "visible": visible,
     }
     found.globals |= {"version": __version__, "Permission": Permission}
     return found

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from starlette.datastructures import State
+from starlette.exceptions import HTTPException
 
 from eventstore.access.reads import Asked, Read, ReadAction, ReadsLog, is_logged
 from eventstore.api.access import check
 from eventstore.api.limits import meter_of_principal
 from eventstore.app import Store
-from eventstore.model.access import Permission, Principal, Role
+from eventstore.model.access import Permission, Principal
 
-__all__ = ["Visit", "anyone", "visit"]
+__all__ = ["ASK_REASON", "Visit", "anyone", "visit"]
 
+# A reason is wanted first: answered by the way to the page that asks for it.
+ASK_REASON = 428
+_READING = frozenset({Permission.READ, Permission.EXPORT})
 _OF_TENANT = (
     ("Overview", "", Permission.READ),
     ("Search", "/search", Permission.READ),
@@ -33,6 +37,7 @@ class Visit:
     reason: str | None  # why they read, for the log of reads
     csrf: str
     begin: str | None = None  # how to make the first administrator, while there is none
+    session: str | None = field(default=None, repr=False)  # None: of this machine itself, without one
 
     @property
     def store(self) -> Store:
@@ -50,9 +55,17 @@ class Visit:
         """Whether what is read is written down, with the reason."""
         return is_logged(self.principal)
 
+    @property
+    def lacks_reason(self) -> bool:
+        """Whether nothing may be read before a reason is given."""
+        reads: ReadsLog = self.state.reads
+        return reads.reason_required and self.reason is None and self.reads_are_logged
+
     def places(self, tenant: str | None) -> list[tuple[str, str]]:
         """The pages that this visitor may open, by name and address: of a tenant, and of the deployment."""
         found = []
+        if self.may(Permission.READ):
+            found.append(("Tenants", "/console/"))
         if tenant is not None:
             base = f"/console/t/{tenant}"
             found += [(name, base + path) for name, path, asks in _OF_TENANT if self.may(asks, tenant)]
@@ -77,13 +90,15 @@ class Visit:
 
 
 def anyone(request: Request) -> Visit:
-    """Whoever is signed in.
+    """Whoever is signed in; asks Postgres.
 
     Raises:
-        UnauthenticatedError: nobody is.
+        HTTPException: 401, nobody is.
+        UnauthenticatedError: only this machine is served yet.
+        RateLimitedError: they ask for too much.
     """
-    state: State = request.app.state.api.state
-    return Visit(Principal("loopback", Role.ADMINISTRATOR, limits=None), state, None, "stub")
+    found: Visit = request.app.state.door.visit(request)
+    return found
 
 
 def visit(permission: Permission) -> Any:
@@ -91,7 +106,10 @@ def visit(permission: Permission) -> Any:
     where the path has none)."""
 
     def permitted(request: Request, whoever: Annotated[Visit, Depends(anyone)]) -> Visit:
-        whoever.check(permission, request.path_params.get("tenant"))
+        tenant = request.path_params.get("tenant")
+        whoever.check(permission, tenant)
+        if tenant is not None and permission in _READING and whoever.lacks_reason:
+            raise HTTPException(ASK_REASON, "Say why you read")
         return whoever
 
     permitted.permission = permission  # type: ignore[attr-defined]  # tests read it from the routes

@@ -30,6 +30,7 @@ __all__ = [
     "administrator_was_made",
     "create_key",
     "find_key",
+    "get_key",
     "last_change",
     "list_keys",
     "note_uses",
@@ -175,6 +176,12 @@ def find_key(conn: sa.Connection, text: bytes) -> ApiKey | None:
     row = conn.execute(query).one_or_none()
     same = hmac.compare_digest(digest_of(text), _NO_DIGEST if row is None else row.digest)
     return _key(row) if row is not None and same else None
+
+
+def get_key(conn: sa.Connection, key_id: str) -> ApiKey | None:
+    """The key with this id, ended or not; None: there is none."""
+    row = conn.execute(sa.select(*_KEY_COLUMNS).where(api_keys.c.key_id == key_id)).one_or_none()
+    return None if row is None else _key(row)
 
 
 def administrator_was_made(conn: sa.Connection) -> bool:

@@ -74,7 +74,7 @@ class Process:
 
     @property
     def authenticator(self) -> Authenticator:
-        found = self.app.state.authentication._authenticator
+        found = self.app.state.authentication.authenticator
         assert isinstance(found, Authenticator)
         return found
 
