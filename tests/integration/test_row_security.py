@@ -422,10 +422,14 @@ def test_an_owner_who_is_no_superuser(server_url: str, template_database: str, t
         database = Database(url.render_as_string(hide_password=False))
         database.open()
         try:
-            with pytest.raises(SetupError, match="cannot be made") as caught:
-                upgrade(database)
-            assert f"GRANT {APP_ROLE}" in caught.value.hint
-            execute(server_url, f"GRANT {APP_ROLE} TO {owner}")
+            with psycopg.connect(server_url) as conn:
+                # Up to Postgres 15 whoever may make roles gives itself any role.
+                grants_itself = conn.info.server_version < 160_000
+            if not grants_itself:
+                with pytest.raises(SetupError, match="cannot be made") as caught:
+                    upgrade(database)
+                assert f"GRANT {APP_ROLE}" in caught.value.hint
+                execute(server_url, f"GRANT {APP_ROLE} TO {owner}")
             upgrade(database)
         finally:
             database.close()
