@@ -24,6 +24,7 @@ from eventstore.api import (
     events,
     explain,
     export,
+    exports,
     feed,
     health,
     holds,
@@ -38,9 +39,11 @@ from eventstore.api import (
 )
 from eventstore.api.access import Authentication, Gate
 from eventstore.api.append import AppendService, AppendShortcut
+from eventstore.api.export_worker import ExportWorker
 from eventstore.api.feed_hub import FeedHub
 from eventstore.api.health import Readiness
 from eventstore.api.hygiene import CleanAddress
+from eventstore.api.limits import meter_of_principal
 from eventstore.api.transport import add_compression, add_cors
 from eventstore.app import Store
 from eventstore.governance.tenants import create_tenant
@@ -93,6 +96,8 @@ def create_app(store: Store) -> FastAPI:
             partial(create_tenant, store.database, actor="eventstore", is_own=True),
             reason_required=settings.reason_required,
         )
+        app.state.exports = ExportWorker(store, app.state.reads, partial(meter_of_principal, app.state))
+        app.state.exports.start()
         app.state.readiness = Readiness(store)
         app.state.exporting = anyio.CapacityLimiter(export.STEPS_AT_ONCE)
         app.state.wakes = wakes
@@ -101,6 +106,7 @@ def create_app(store: Store) -> FastAPI:
             async with app.state.feeds.running():
                 yield
         finally:
+            await run_in_threadpool(app.state.exports.close)  # writes its ends down, so before the committer
             await run_in_threadpool(committer.close)
             await run_in_threadpool(app.state.usage.close)
             await run_in_threadpool(wakes.close)
@@ -128,6 +134,7 @@ def create_app(store: Store) -> FastAPI:
     app.include_router(event_ids.router)
     app.include_router(runs.router)
     app.include_router(export.router)
+    app.include_router(exports.router)
     app.include_router(tenants.router)
     app.include_router(policies.router)
     app.include_router(holds.router)

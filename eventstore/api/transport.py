@@ -18,12 +18,16 @@ _LEVEL = 5
 
 def add_compression(app: FastAPI) -> None:
     """Compress answers with gzip, each chunk of a stream at once; not Server-Sent Events, which are to arrive
-    one by one, and not Parquet, which is compressed itself."""
+    one by one, not Parquet, which is compressed itself, and not files, which are asked for in ranges."""
     app.add_middleware(
         GZipMiddleware,
         minimum_size=_SMALL_BYTES,
         compresslevel=_LEVEL,
-        exclude_content_types=(*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/vnd.apache.parquet"),
+        exclude_content_types=(
+            *DEFAULT_EXCLUDED_CONTENT_TYPES,
+            "application/octet-stream",
+            "application/vnd.apache.parquet",
+        ),
     )
 
 

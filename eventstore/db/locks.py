@@ -21,6 +21,7 @@ __all__ = [
     "busy_when_locked",
     "claims_key",
     "destruction_key",
+    "exports_key",
     "governance_key",
     "leaf_key",
     "migration_key",
@@ -73,6 +74,11 @@ def destruction_key(tenant_id: str) -> int:
     """Held by a transaction that destroys something of a tenant, and by one that places a hold over it or
     changes its policy."""
     return _key(f"destruction/{tenant_id}")
+
+
+def exports_key() -> int:
+    """Held while an export is asked for: how many there are already is counted by one at a time."""
+    return _key("exports")
 
 
 def governance_key() -> int:

@@ -69,6 +69,12 @@ class Coverage:
         if (first_seq, last_seq, certificate_no) not in self.expired:
             self.expired.append((first_seq, last_seq, certificate_no))
 
+    @property
+    def seqs(self) -> int:
+        """How many seqs were looked at, or are no more."""
+        spans = [*self.hot, *self.archive, *((first, last) for first, last, _ in self.expired)]
+        return sum(last - first + 1 for first, last in spans)
+
     def as_json(self) -> dict[str, object]:
         """The coverage as every face shows it."""
         return {
