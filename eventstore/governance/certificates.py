@@ -17,6 +17,7 @@ from eventstore.archive.targets import Targets
 from eventstore.clock import from_us, to_us
 from eventstore.db.engine import Database
 from eventstore.db.tables import certificates, deployment, heads, segments, signing_keys, windows
+from eventstore.db.tables_tree import tree_subtrees
 from eventstore.errors import (
     CertificateNotFoundError,
     EventStoreError,
@@ -44,6 +45,7 @@ __all__ = [
     "add_key",
     "check_certificates",
     "get_certificate",
+    "keep_subtrees",
     "knows_keys",
     "latest_copy",
     "list_certificates",
@@ -142,7 +144,18 @@ def store_certificate(conn: sa.Connection, certificate: Certificate, key: Signin
             issued_us=certificate.issued_at_us,
         )
     )
+    keep_subtrees(conn, certificate)
     return StoredCertificate(certificate, envelope, None)
+
+
+def keep_subtrees(conn: sa.Connection, certificate: Certificate) -> None:
+    """Put what a certificate says of the log's tree where proofs find it. Idempotent."""
+    rows = [
+        {"tenant_id": certificate.tenant_id, "level": s.level, "number": s.index, "hash": s.hash}
+        for s in certificate.subtrees
+    ]
+    if rows:
+        conn.execute(sa.dialects.postgresql.insert(tree_subtrees).on_conflict_do_nothing(), rows)
 
 
 def store_copies(database: Database, targets: Targets, tenant_id: str | None = None) -> int:

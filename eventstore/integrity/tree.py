@@ -22,7 +22,7 @@ from eventstore.archive.cache import SegmentCache
 from eventstore.archive.scan import ArchiveScan
 from eventstore.archive.targets import Targets
 from eventstore.db.engine import Database
-from eventstore.db.tables_tree import checkpoints, tree_subtrees, tree_tiles, trees
+from eventstore.db.tables_tree import checkpoints, tree_tiles, trees
 from eventstore.errors import InputError, IntegrityError
 from eventstore.integrity.merkle import (
     BLOCK_LEAVES,
@@ -36,7 +36,7 @@ from eventstore.integrity.merkle import (
     root_from_inclusion,
 )
 from eventstore.integrity.nodes import UNKNOWN, Nodes, is_known, load_nodes
-from eventstore.model.subtrees import Subtree, cover
+from eventstore.model.subtrees import Subtree, cover, lost_hash
 from eventstore.query.tiers import Tiers, list_expired
 
 __all__ = ["Kept", "Tree", "keep", "tree_of"]
@@ -238,8 +238,9 @@ class Tree:
         nodes = self._nodes(tenant_id, second, [first // BLOCK_LEAVES])
         return consistency_proof(first, second, nodes)
 
-    def to_keep(self, tenant_id: str, first_seq: int, last_seq: int) -> Kept:
-        """What is to be kept of a range that is about to be destroyed; the tree has grown over it.
+    def to_keep(self, tenant_id: str, first_seq: int, last_seq: int, *, lost: bool = False) -> Kept:
+        """What is to be kept of a range that is about to be destroyed; the tree has grown over it. `lost`: it
+        may not have, and what cannot be read any more stands there as lost.
 
         Raises:
             InputError, IntegrityError, TenantNotFoundError, TargetUnavailableError: as `root`.
@@ -250,17 +251,26 @@ class Tree:
                 checkpoints.c.size.between(first_seq, last_seq - 1),
                 checkpoints.c.size % BLOCK_LEAVES != 0,
             )
-            ends = sorted({size // BLOCK_LEAVES for size in conn.execute(query).scalars()})
+            ends = [] if lost else sorted({n // BLOCK_LEAVES for n in conn.execute(query).scalars()})
         edges = [(first_seq - 1) // BLOCK_LEAVES, last_seq // BLOCK_LEAVES]
-        nodes = self._nodes(tenant_id, last_seq, sorted({*ends, *edges}))
+        nodes = self._nodes(tenant_id, 0 if lost else last_seq, sorted({*ends, *edges}))
+
+        def known(level: int, index: int) -> bytes:
+            try:
+                return nodes(level, index)
+            except IntegrityError:
+                if lost:
+                    return lost_hash(level)
+                raise
+
         cut = cover(first_seq - 1, last_seq)
-        found = tuple(Subtree(level, index, nodes(level, index)) for level, index in cut)
+        found = tuple(Subtree(level, index, known(level, index)) for level, index in cut)
         blocks = {}
         for block in ends:
             # From the block's beginning: what it had lost before is among the leaves that were kept then.
             begin = block * BLOCK_LEAVES
-            leaves = [nodes.find(0, leaf) or UNKNOWN for leaf in range(begin, min(begin + 256, last_seq))]
-            blocks[block] = b"".join(leaves)
+            leaves = range(begin, min(begin + BLOCK_LEAVES, last_seq))
+            blocks[block] = b"".join(nodes.find(0, leaf) or UNKNOWN for leaf in leaves)
         return Kept(found, blocks)
 
     def _nodes(self, tenant_id: str, size: int = 0, blocks: Sequence[int] = ()) -> Nodes:
@@ -275,12 +285,8 @@ class Tree:
 
 
 def keep(conn: sa.Connection, tenant_id: str, kept: Kept) -> None:
-    """Keep what is left of the tree over a range, in the transaction that destroys it."""
-    rows = [
-        {"tenant_id": tenant_id, "level": s.level, "number": s.index, "hash": s.hash} for s in kept.subtrees
-    ]
-    if rows:
-        conn.execute(insert(tree_subtrees).on_conflict_do_nothing(), rows)
+    """Keep the leaves of blocks in which checkpoints end, in the transaction that destroys them. (The
+    subtrees are the certificate's, and kept with it.)"""
     for block, leaves in kept.blocks.items():
         values = {"tenant_id": tenant_id, "level": 0, "tile": block, "hashes": leaves}
         conn.execute(

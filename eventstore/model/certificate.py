@@ -18,6 +18,7 @@ import msgspec
 
 from eventstore.clock import parse_time_us, to_iso
 from eventstore.errors import InputError, IntegrityError
+from eventstore.model.subtrees import Subtree
 from eventstore.model.tenant import TENANT_ID_PATTERN
 
 __all__ = [
@@ -63,6 +64,8 @@ class Certificate:
     whole log, 1 to `head_seq`, also when windows of it had expired before; of an empty log that is 1 to 0.
     `hash_before` is the hash of the event before `first_seq` (the start of the chain for seq 1),
     `hash_after` that of `last_seq`: the chain goes on from there, across what is gone.
+    `subtrees` are the full subtrees of the log's Merkle tree that make the seq range: with them what is left
+    of the log can still be proven (`model.subtrees`).
     `policy_version` 0 is the built-in default; `policy` is that version's document, as text.
     `head_seq`, `head_hash` and `head_recorded_at_us` are the tenant's head when this was issued. Whoever
     cuts off the end of the log later has to explain them.
@@ -85,6 +88,7 @@ class Certificate:
     hash_before: bytes
     hash_after: bytes
     segments: tuple[DestroyedSegment, ...]
+    subtrees: tuple[Subtree, ...]
     policy_version: int
     policy: str
     head_seq: int
@@ -121,6 +125,12 @@ class _SegmentPayload(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     sha256: _Digest
 
 
+class _SubtreePayload(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    level: Annotated[int, msgspec.Meta(ge=0, le=62)]
+    index: _Count
+    hash: _Digest
+
+
 class _Payload(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The members of the payload: those of `Certificate`, times without `_us` and as text."""
 
@@ -138,6 +148,7 @@ class _Payload(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     hash_before: _Digest
     hash_after: _Digest
     segments: list[_SegmentPayload]
+    subtrees: list[_SubtreePayload]
     policy_version: _Count
     policy: _Words
     head_seq: _Count
@@ -194,6 +205,7 @@ def from_payload(payload: bytes) -> Certificate:
         raise IntegrityError(f"certificate: {e}", hint="compare it with another copy") from e
     values = _inward(found, Certificate)
     values["segments"] = tuple(DestroyedSegment(**_inward(s, DestroyedSegment)) for s in found.segments)
+    values["subtrees"] = tuple(Subtree(**_inward(s, Subtree)) for s in found.subtrees)
     certificate = Certificate(**values)
     if _encode(certificate) != payload:
         raise IntegrityError("certificate: not in canonical form", hint="compare it with another copy")
@@ -216,10 +228,11 @@ def _encode(certificate: Certificate) -> bytes:
     """What `to_payload` writes, unchecked."""
     members = _outward(certificate)
     members["segments"] = [_outward(segment) for segment in certificate.segments]
+    members["subtrees"] = [_outward(subtree) for subtree in certificate.subtrees]
     return msgspec.json.encode(members, order="sorted")
 
 
-def _outward(record: Certificate | DestroyedSegment) -> dict[str, Any]:
+def _outward(record: Certificate | DestroyedSegment | Subtree) -> dict[str, Any]:
     members: dict[str, Any] = {}
     for field in fields(record):
         value = getattr(record, field.name)
@@ -229,7 +242,7 @@ def _outward(record: Certificate | DestroyedSegment) -> dict[str, Any]:
     return members
 
 
-def _inward(found: msgspec.Struct, kind: type[Certificate | DestroyedSegment]) -> dict[str, Any]:
+def _inward(found: msgspec.Struct, kind: type[Certificate | DestroyedSegment | Subtree]) -> dict[str, Any]:
     values = {}
     for field in fields(kind):
         name = field.name.removesuffix("_us")

@@ -20,6 +20,7 @@ from eventstore.model.certificate import (
     to_payload,
 )
 from eventstore.model.event import chain_start
+from eventstore.model.subtrees import cover
 
 __all__ = ["check_against_log", "check_certificate", "check_chain"]
 
@@ -44,6 +45,8 @@ def _contradictions(c: Certificate) -> Iterator[str]:
             yield "an offboarding has no window"
         if (c.first_seq, c.last_seq) != (1, c.head_seq):
             yield f"an offboarding is of seq 1 to the head, {c.head_seq}, not {c.first_seq} to {c.last_seq}"
+    if [(s.level, s.index) for s in c.subtrees] != list(cover(c.first_seq - 1, c.last_seq)):
+        yield f"its subtrees are not those that make seq {c.first_seq} to {c.last_seq}"
     seen = set()
     for s in c.segments:
         if not c.first_seq <= s.first_seq <= s.last_seq <= c.last_seq:

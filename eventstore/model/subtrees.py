@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
-__all__ = ["LOST_VALUE", "Subtree", "cover", "lost_subtrees"]
+__all__ = ["LOST_VALUE", "Subtree", "cover", "lost_hash", "lost_subtrees"]
 
 # Stands in the tree for the hash of an event of which nothing is known any more, not even that.
 LOST_VALUE = bytes(32)
-_LEVELS = 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +32,15 @@ def cover(begin: int, end: int) -> Iterator[tuple[int, int]]:
         begin += 1 << level
 
 
+def lost_hash(level: int) -> bytes:
+    """The hash of a full subtree over events whose hashes are not known: each stands there as `LOST_VALUE`.
+    """
+    found = sha256(b"\0" + LOST_VALUE).digest()
+    for _ in range(level):
+        found = sha256(b"\1" + found + found).digest()
+    return found
+
+
 def lost_subtrees(first_seq: int, last_seq: int) -> tuple[Subtree, ...]:
-    """The subtrees over events whose hashes are not known: each stands there as `LOST_VALUE`."""
-    hashes = [sha256(b"\0" + LOST_VALUE).digest()]
-    while len(hashes) < _LEVELS:
-        hashes.append(sha256(b"\1" + hashes[-1] * 2).digest())
-    return tuple(Subtree(level, index, hashes[level]) for level, index in cover(first_seq - 1, last_seq))
+    """The subtrees over a range of events whose hashes are not known."""
+    return tuple(Subtree(level, index, lost_hash(level)) for level, index in cover(first_seq - 1, last_seq))

@@ -31,7 +31,7 @@ from eventstore.db.tables import (
     windows,
 )
 from eventstore.errors import SetupError, StateError
-from eventstore.governance.certificates import remember_key
+from eventstore.governance.certificates import keep_subtrees, remember_key
 from eventstore.governance.policies import policy_of
 from eventstore.governance.record import EntryKind, take_lock
 from eventstore.governance.signing import SigningKey, VerifyKey
@@ -350,6 +350,7 @@ def _store_certificates(conn: sa.Connection, certified: Sequence[FoundCertificat
                 stored_in=found.target,
             )
         )
+        keep_subtrees(conn, c)
 
 
 def _quarantine(conn: sa.Connection, tenant_id: str | None, left: Sequence[tuple[Held, str]]) -> None:

@@ -17,6 +17,7 @@ from eventstore.governance.certificates import next_certificate, signing_time_us
 from eventstore.governance.policies import policy_of
 from eventstore.governance.signing import SigningKey
 from eventstore.model.certificate import Certificate, CertificateKind
+from eventstore.model.subtrees import lost_subtrees
 from eventstore.model.window import Window
 from eventstore.repair.chain import ChosenWindow, Log
 
@@ -58,6 +59,7 @@ def certify_lost(
         hash_before=log.last_hash,
         hash_after=seen.head_hash,
         segments=(),
+        subtrees=lost_subtrees(log.last_seq + 1, seen.head_seq),
         policy_version=policy.policy_no,
         policy=json.dumps(policy.policy.as_json(), sort_keys=True),
         head_seq=seen.head_seq,

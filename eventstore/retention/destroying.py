@@ -33,6 +33,7 @@ from eventstore.governance.certificates import next_certificate, signing_time_us
 from eventstore.governance.holds import assert_not_held
 from eventstore.governance.policies import policy_of
 from eventstore.governance.record import EntryKind, record
+from eventstore.integrity.tree import Kept, keep, tree_of
 from eventstore.model.certificate import Certificate, CertificateKind, DestroyedSegment
 from eventstore.model.event import chain_start
 from eventstore.model.run import TaskState
@@ -55,8 +56,13 @@ def destroy(shop: Workshop, tenant_id: str, export: Export, *, by: str, reason: 
         HeldError: a hold is in force. Nothing was changed.
         StateError: the log was opened again, or is not the exported one.
         BusyError: readers or a worker were in the way for too long. Nothing was changed.
+        ArchiveDamageError, TargetUnavailableError: its tree cannot be made whole. Nothing was changed.
         Stopped: told to stop.
     """
+    # The log is closed: what is kept of its tree can be read before anything is locked.
+    with tree_of(shop.database, shop.targets) as tree:
+        tree.grow(tenant_id, export.last_seq)
+        kept = tree.to_keep(tenant_id, 1, export.last_seq)
     for pause_s in (*_PAUSES_S, None):
         if shop.stop.is_set():
             raise Stopped
@@ -64,7 +70,9 @@ def destroy(shop: Workshop, tenant_id: str, export: Export, *, by: str, reason: 
         Tasks(shop.database).adopt(uuid.uuid4(), [tenant_id])
         try:
             timeout_ms = DROP_LOCK_TIMEOUT_MS if pause_s is not None else DROP_LAST_LOCK_TIMEOUT_MS
-            _destroy_once(shop, tenant_id, export, by=by, reason=reason, now_us=now_us, timeout_ms=timeout_ms)
+            _destroy_once(
+                shop, tenant_id, export, kept, by=by, reason=reason, now_us=now_us, timeout_ms=timeout_ms
+            )
             return
         except BusyError:
             if pause_s is None:
@@ -76,6 +84,7 @@ def _destroy_once(
     shop: Workshop,
     tenant_id: str,
     export: Export,
+    kept: Kept,
     *,
     by: str,
     reason: str,
@@ -100,9 +109,10 @@ def _destroy_once(
         document = {"state": TenantState.CLOSED.value, "reason": reason, "certificate": number}
         record(conn, EntryKind.TENANT_OFFBOARDED, tenant_id, by, document, now_us)
         certificate = _certificate(
-            conn, tenant, export, number=number, previous=previous, by=by, reason=reason, now_us=now_us
+            conn, tenant, export, kept, number=number, previous=previous, by=by, reason=reason, now_us=now_us
         )
         store_certificate(conn, certificate, shop.key)
+        keep(conn, tenant_id, kept)
         _take_out(conn, tenant_id, certificate)
         _detach(conn, tenant, timeout_ms)
     # Dying before the commit leaves the log whole and closed. After it, the log is destroyed: the certificate
@@ -138,6 +148,7 @@ def _certificate(
     conn: sa.Connection,
     tenant: Tenant,
     export: Export,
+    kept: Kept,
     *,
     number: int,
     previous: bytes,
@@ -179,6 +190,7 @@ def _certificate(
             )
             for s in list_segments(conn, tenant_id)
         ),
+        subtrees=kept.subtrees,
         policy_version=policy.policy_no,
         policy=json.dumps(policy.policy.as_json(), sort_keys=True),
         head_seq=head.last_seq,

@@ -18,7 +18,7 @@ from eventstore.catalog.windows import (
 )
 from eventstore.clock import to_us
 from eventstore.db.tables import deployment, heads
-from eventstore.errors import StateError
+from eventstore.errors import ArchiveDamageError, StateError
 from eventstore.governance.certificates import (
     next_certificate,
     signing_time_us,
@@ -27,6 +27,7 @@ from eventstore.governance.certificates import (
 )
 from eventstore.governance.holds import holds_in_force, lock_destruction
 from eventstore.governance.policies import policy_of
+from eventstore.integrity.tree import Kept, keep, tree_of
 from eventstore.model.certificate import Certificate, CertificateKind, DestroyedSegment
 from eventstore.model.hold import Hold
 from eventstore.model.policy import PolicyInForce, longest_kept
@@ -69,6 +70,7 @@ def _take_out(task: TaskContext) -> list[Hold]:
     tenant_id, record = task.tenant.tenant_id, task.record
     assert record.last_seq is not None
     judged: dict[frozenset[object], list[Hold]] = {}
+    kept: Kept | None = None
     while True:
         with task.database.transaction() as conn:
             task.guard(conn)
@@ -90,18 +92,41 @@ def _take_out(task: TaskContext) -> list[Hold]:
             known = frozenset(hold.hold_id for hold in in_force)
             covering = [] if not in_force else judged.get(known)
             if covering is not None:
-                if not covering:
-                    _certify(conn, task, policy, segments)
+                if covering:
+                    return covering
+                if kept is not None:
+                    _certify(conn, task, policy, segments, kept)
+                    keep(conn, tenant_id, kept)
                     expire_window(conn, tenant_id, record)
                     request_quarantined(conn, tenant_id, record)
-                return covering
+                    return []
             filters = list_entity_filters(conn, tenant_id, seq_from=record.first_seq, seq_to=record.last_seq)
+        if covering is not None:
+            # Nothing holds it. What is kept of the tree is read from the events, while they are there.
+            kept = _to_keep(task)
+            continue
         # What the holds cover may take reading the segments: not in a transaction that others wait for.
         held = [HeldSegment.of_segment(s, filters.get(s.range.first_seq)) for s in segments]
         judged[known] = holds_over(in_force, held, task.shop.targets, on_unreadable=task.warn)
 
 
-def _certify(conn: sa.Connection, task: TaskContext, policy: PolicyInForce, segments: list[Segment]) -> None:
+def _to_keep(task: TaskContext) -> Kept:
+    """Let the log's tree grow over the window, and take of it what has to outlive the events."""
+    tenant_id, record = task.tenant.tenant_id, task.record
+    assert record.last_seq is not None
+    with tree_of(task.database, task.shop.targets) as tree:
+        try:
+            tree.grow(tenant_id, record.last_seq)
+            return tree.to_keep(tenant_id, record.first_seq, record.last_seq)
+        except ArchiveDamageError as e:
+            # What is rotten is past its policy like everything else; but the tree has a hole where it was.
+            task.warn(e)
+            return tree.to_keep(tenant_id, record.first_seq, record.last_seq, lost=True)
+
+
+def _certify(
+    conn: sa.Connection, task: TaskContext, policy: PolicyInForce, segments: list[Segment], kept: Kept
+) -> None:
     record, tenant_id = task.record, task.tenant.tenant_id
     assert record.last_seq is not None
     assert record.hash_before is not None
@@ -135,6 +160,7 @@ def _certify(conn: sa.Connection, task: TaskContext, policy: PolicyInForce, segm
             )
             for s in segments
         ),
+        subtrees=kept.subtrees,
         policy_version=policy.policy_no,
         policy=json.dumps(policy.policy.as_json(), sort_keys=True),
         head_seq=head.last_seq,

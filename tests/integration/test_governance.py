@@ -86,6 +86,7 @@ from eventstore.model.certificate import Certificate, CertificateKind, from_payl
 from eventstore.model.event import chain_start
 from eventstore.model.hold import Hold, HoldScope
 from eventstore.model.policy import DEFAULT_POLICY, ArchiveTier, Ending, Policy, PolicyOverride, PolicyVersion
+from eventstore.model.subtrees import lost_subtrees
 from eventstore.model.tenant import TenantState
 from eventstore.model.window import WindowState, WindowUnit
 from eventstore.query.explain import explain_tenant, explain_window
@@ -633,6 +634,7 @@ def certificate(conn: sa.Connection, day: int, **values: Any) -> Certificate:
         hash_before=hash_of("acme", first - 1),
         hash_after=hash_of("acme", last),
         segments=(),
+        subtrees=lost_subtrees(first, last),
         policy_version=1,
         policy="{}",
         head_seq=1000,

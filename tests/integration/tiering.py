@@ -41,6 +41,7 @@ from eventstore.hot.read import leaf_batches
 from eventstore.hot.seal import seal_window
 from eventstore.model.certificate import Certificate, CertificateKind
 from eventstore.model.segment import Segment, SegmentRange, VerifiedSegment
+from eventstore.model.subtrees import lost_subtrees
 from eventstore.model.window import WindowRecord, WindowUnit
 from eventstore.query.reader import LogReader
 from eventstore.query.tiers import Tiers
@@ -257,6 +258,7 @@ class Tiered:
                 hash_before=record.hash_before,
                 hash_after=record.hash_after,
                 segments=(),
+                subtrees=lost_subtrees(record.first_seq, record.last_seq),
                 policy_version=0,
                 policy="test",
                 head_seq=last_seq,

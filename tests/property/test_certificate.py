@@ -23,6 +23,7 @@ from eventstore.model.certificate import (
 )
 from eventstore.model.certificate_chain import check_against_log, check_certificate, check_chain
 from eventstore.model.event import chain_start
+from eventstore.model.subtrees import Subtree, lost_subtrees
 from tests.property.strategies import examples, times
 
 KEY = SigningKey.generate()
@@ -43,6 +44,7 @@ segments = st.builds(
     size_bytes=counts,
     sha256=digests,
 )
+subtrees = st.builds(Subtree, level=st.integers(0, 62), index=counts, hash=digests)
 certificates = st.builds(
     Certificate,
     store_id=st.uuids().map(str),
@@ -58,6 +60,7 @@ certificates = st.builds(
     hash_before=digests,
     hash_after=digests,
     segments=st.lists(segments, max_size=3).map(tuple),
+    subtrees=st.lists(subtrees, max_size=3).map(tuple),
     policy_version=counts,
     policy=words,
     head_seq=counts,
@@ -164,6 +167,7 @@ def test_chains_over_windows_in_any_order_are_whole(sizes: list[int], data: st.D
             kind=CertificateKind.EXPIRED, window_from_us=10 * at, window_to_us=10 * at + 10,
             first_seq=first, last_seq=last, event_count=sizes[at],
             hash_before=log_hash(first - 1), hash_after=log_hash(last), segments=(),
+            subtrees=lost_subtrees(first, last),
             policy_version=0, policy="p", head_seq=head, head_hash=log_hash(head), head_recorded_at_us=head,
             decided_by="d", reason="r", issued_at_us=number, signed_at_us=number,
         )  # fmt: skip

@@ -31,6 +31,7 @@ from eventstore.model.certificate import (
 )
 from eventstore.model.certificate_chain import check_against_log, check_certificate, check_chain
 from eventstore.model.event import chain_start
+from eventstore.model.subtrees import lost_subtrees
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "certificate-format.md"
 STORE = "019a48f1-d680-7000-8000-0368969ec29a"
@@ -68,6 +69,7 @@ def expired(day: int, *, number: int = 1, previous: bytes = b"", head_seq: int =
         hash_before=hash_of(first - 1),
         hash_after=hash_of(last),
         segments=(segment,),
+        subtrees=lost_subtrees(first, last),
         policy_version=2,
         policy="window day, hot 7d, deep 30d, then expire",
         head_seq=head_seq,
@@ -90,6 +92,7 @@ def offboarded(head_seq: int = 100, **values: Any) -> Certificate:
         event_count=head_seq,
         hash_after=hash_of(head_seq),
         segments=(),
+        subtrees=lost_subtrees(1, head_seq),
         reason="contract ended",
         **values,
     )
@@ -203,6 +206,8 @@ def test_an_unknown_member_is_named() -> None:
         ("first_seq", 0),
         ("last_seq", -1),
         ("segments", {}),
+        ("subtrees", {}),
+        ("subtrees", [{"level": 63, "index": 0, "hash": "0" * 64}]),
         ("policy_version", -1),
         ("policy", ""),
         ("decided_by", ""),
@@ -389,6 +394,8 @@ def test_a_payload_that_says_something_else_is_found() -> None:
         (3, {"window_to_us": None}, "needs a window_from"),
         (3, {"window_to_us": DAY0_US}, "needs a window_from before its window_to"),
         (3, {"last_seq": 40, "event_count": 0, "segments": ()}, "at least one event"),
+        (3, {"subtrees": ()}, "its subtrees are not those that make seq 41 to 50"),
+        (3, {"subtrees": lost_subtrees(41, 49)}, "its subtrees are not those"),
         (3, {"window_from_us": DAY0_US + DAY_US}, "begins before that of certificate 3"),
         (
             1,
@@ -518,7 +525,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_page_names_every_member() -> None:
     rows = re.findall(r"^\| `([a-z_0-9]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(rows) == {*MEMBERS, *MEMBERS["segments"][0]}
+    assert set(rows) == {*MEMBERS, *MEMBERS["segments"][0], *MEMBERS["subtrees"][0]}
 
 
 def example() -> bytes:
