@@ -30,7 +30,14 @@ from eventstore.app import Store
 from eventstore.clock import to_iso
 from eventstore.errors import InputError
 from eventstore.model.access import Permission
-from eventstore.model.query import PAGE_LIMIT_MAX, EventFilter, Order, decode_cursor, encode_cursor
+from eventstore.model.query import (
+    PAGE_LIMIT_MAX,
+    TEXT_CHARACTERS_MAX,
+    EventFilter,
+    Order,
+    decode_cursor,
+    encode_cursor,
+)
 from eventstore.query.reader import Page
 from eventstore.query.render import event_views, json_array
 from eventstore.query.stats import log_stats
@@ -91,6 +98,14 @@ def event_filter(
     field: str | None = None,
     source: str | None = None,
     workspace_id: str | None = None,
+    text: Annotated[
+        str | None,
+        Query(
+            min_length=1,
+            max_length=TEXT_CHARACTERS_MAX,
+            description="Occurs in the old or the new value, in upper or lower case",
+        ),
+    ] = None,
     recorded_from: Annotated[str | None, Query(description="RFC 3339, inclusive")] = None,
     recorded_to: Annotated[str | None, Query(description="RFC 3339, exclusive")] = None,
     occurred_from: Annotated[str | None, Query(description="RFC 3339, inclusive")] = None,
@@ -107,6 +122,7 @@ def event_filter(
         field=field,
         source=source,
         workspace_id=workspace_id,
+        text=text,
         recorded_from_us=time_us("recorded_from", recorded_from),
         recorded_to_us=time_us("recorded_to", recorded_to),
         occurred_from_us=time_us("occurred_from", occurred_from),

@@ -134,7 +134,7 @@ class Client:
     ) -> Iterator[Event]:
         """The events that meet all conditions, in the order of the log, a page at a time.
 
-        `filters`: `entity_type`, `entity_id`, `actor`, `action`, `field`, `source`, `workspace_id`,
+        `filters`: `entity_type`, `entity_id`, `actor`, `action`, `field`, `source`, `workspace_id`, `text`,
         `recorded_from`, `recorded_to`, `occurred_from`, `occurred_to`, `seq_from`, `seq_to`, `partial`.
         """
         return self._pages("events", limit, page_events, order=order, **filters)

@@ -7,9 +7,18 @@ from enum import StrEnum
 
 from eventstore.errors import InputError
 
-__all__ = ["PAGE_LIMIT_MAX", "EventFilter", "Order", "decode_cursor", "encode_cursor"]
+__all__ = [
+    "PAGE_LIMIT_MAX",
+    "TEXT_CHARACTERS_MAX",
+    "EventFilter",
+    "Order",
+    "decode_cursor",
+    "encode_cursor",
+]
 
 PAGE_LIMIT_MAX = 10_000
+# Of the text that is searched for in values.
+TEXT_CHARACTERS_MAX = 128
 
 
 class Order(StrEnum):
@@ -19,7 +28,7 @@ class Order(StrEnum):
     DESC = "desc"
 
 
-_TEXTS = ("entity_type", "entity_id", "actor", "action", "field", "source", "workspace_id")
+_TEXTS = ("entity_type", "entity_id", "actor", "action", "field", "source", "workspace_id", "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +36,8 @@ class EventFilter:
     """Which events. None means no condition; several conditions all hold.
 
     Times are microseconds since 1970 UTC, from inclusive, to exclusive; seqs are inclusive at both ends.
-    `event_id` is the 16 bytes of a UUID.
+    `event_id` is the 16 bytes of a UUID. `text` occurs in the old or the new value, in either case and
+    however JSON has it written (`query.free_text`).
     """
 
     entity_type: str | None = None
@@ -44,6 +54,7 @@ class EventFilter:
     occurred_to_us: int | None = None
     seq_from: int | None = None
     seq_to: int | None = None
+    text: str | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError for a text that no event can have."""
@@ -51,6 +62,11 @@ class EventFilter:
             value: str | None = getattr(self, name)
             if value is not None and ("\0" in value or not _is_unicode(value)):
                 raise InputError(f"{name}: has a NUL or is not valid Unicode, as no event's is")
+        if self.text is not None and not 1 <= len(self.text) <= TEXT_CHARACTERS_MAX:
+            raise InputError(
+                f"text: has {len(self.text)} characters",
+                hint=f"give 1 to {TEXT_CHARACTERS_MAX}, or leave it out",
+            )
 
     @property
     def is_selective(self) -> bool:

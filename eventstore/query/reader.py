@@ -88,11 +88,12 @@ class LogReader:
         partial: bool = False,
         coverage: Coverage | None = None,
         every_step: bool = False,
+        brisk: bool = False,
     ) -> Iterator[pa.Table]:
         """All matching events in order, in tables of bounded size, up to the log's end as it is now.
 
         With `every_step` there is an empty table for each step that found nothing, so that whoever reads can
-        stop there.
+        stop there. `brisk` steps take no long time each.
         """
         walk = Walk(
             self._tiers,
@@ -104,6 +105,7 @@ class LogReader:
             coverage=Coverage() if coverage is None else coverage,
             meter=self._meter,
             every_step=every_step,
+            brisk=brisk,
         )
         return walk.run(after)
 

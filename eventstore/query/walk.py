@@ -10,6 +10,7 @@ or destroyed after it had been listed, that step is taken anew too.
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,10 @@ __all__ = ["Walk", "opened_bytes"]
 _HOT_SPAN = 100_000
 # An archive step takes as many segments as hold about this many events, so that memory stays bounded.
 _ARCHIVE_EVENTS = 250_000
+# A brisk walk begins with smaller steps, and doubles or halves them by how long they take.
+_BRISK_SPAN = 4_000
+_BRISK_EVENTS = 32_000
+_BRISK_S = (0.06, 0.2)
 # Where Bloom filters help, each further step may look at this many times more segments than the last.
 _SELECTIVE_GROWTH = 16
 # Steps are sized by what events turn out to take in memory: a first small one, then about this much.
@@ -63,7 +68,9 @@ class Walk:
     step_rows: int = _STEP_ROWS_FIRST
     step_bytes: int = _STEP_BYTES  # about what a step takes in memory
     every_step: bool = False  # tell of steps that found nothing, too: of how far the walk has come
-    budget: int = 0  # of events, for the next archive step
+    brisk: bool = False  # no step takes long: for whoever stops by the clock, and for costly conditions
+    hot_span: int = _HOT_SPAN  # of seqs, for the next hot step
+    budget: int = _ARCHIVE_EVENTS  # of events, for the next archive step
     listed: LogState | None = None  # the state for which `parts` and `without` were listed
     parts: Sequence[ArchivePart] = ()
     without: set[int] = field(default_factory=set)  # segments that cannot hold the entity, by first seq
@@ -73,7 +80,8 @@ class Walk:
     def run(self, after: int | None) -> Iterator[pa.Table]:
         state = self.tiers.state(self.tenant_id)
         self._bound(state, after)
-        self.budget = _ARCHIVE_EVENTS
+        if self.brisk or self.wanted.text is not None:
+            self.brisk, self.hot_span, self.budget = True, _BRISK_SPAN, _BRISK_EVENTS
         while self.lower <= self.upper and self.remaining > 0:
             at = self.upper if self.descending else self.lower
             if at <= state.archived_through:
@@ -104,13 +112,12 @@ class Walk:
         first, last = max(self.lower, state.archived_through + 1), self.upper
         if not self.wanted.is_selective:
             if self.descending:
-                first = max(first, last - _HOT_SPAN + 1)
+                first = max(first, last - self.hot_span + 1)
             else:
-                last = min(last, first + _HOT_SPAN - 1)
+                last = min(last, first + self.hot_span - 1)
         limit = min(self.remaining, self.step_rows)
-        events = self.tiers.hot(
-            self.tenant_id, self.wanted, first, last, descending=self.descending, limit=limit
-        )
+        begun_s = time.monotonic()
+        events = self._query_hot(first, last, limit)
         after = self.tiers.state(self.tenant_id)
         if after.archived_through >= first:
             return None, after
@@ -118,6 +125,7 @@ class Walk:
         self._check_range(events, [(first, last)])
         self._advance(events, first, last)
         self.coverage.add_hot(first, last)
+        self.hot_span = min(_HOT_SPAN, max(1000, self._paced(self.hot_span, begun_s)))
         return events, after
 
     def _archive(self, state: LogState) -> tuple[pa.Table, LogState]:
@@ -145,6 +153,7 @@ class Walk:
     def _archive_step(self, state: LogState) -> pa.Table:
         """Changes nothing of this walk unless it succeeds."""
         self._list(state)
+        begun_s = time.monotonic()
         end = min(self.upper, state.archived_through)
         group = self._next_parts(end)
         first, last = self._group_span(group, end)
@@ -171,8 +180,18 @@ class Walk:
         away = {(u.target, u.key) for u in unreadable}
         self._count([p for p in group if self._may_match(p) and (p.target, p.key) not in away], first, last)
         self.coverage.unreadable += [u for u in unreadable if u not in self.coverage.unreadable]
-        self.budget *= _SELECTIVE_GROWTH if self.wanted.is_selective else 1
+        if self.wanted.is_selective:
+            self.budget *= _SELECTIVE_GROWTH
+        else:
+            self.budget = min(_ARCHIVE_EVENTS, max(1000, self._paced(self.budget, begun_s)))
         return events
+
+    def _paced(self, size: int, begun_s: float) -> int:
+        """How large the next step is to be, after one of a size that began then."""
+        if not self.brisk:
+            return size
+        took_s = time.monotonic() - begun_s
+        return size * 2 if took_s < _BRISK_S[0] else size // 2 if took_s > _BRISK_S[1] else size
 
     def _count(self, read: Sequence[Segment], first: int, last: int) -> None:
         """Count what a step has opened of its segments: the row groups that hold what was looked at."""
@@ -294,6 +313,11 @@ class Walk:
         """Whether a segment needs a target that did not answer this walk before: to ask it again for each
         of its segments would take a time-out each."""
         return segment.target in self.away and not self.tiers.at_hand(segment)
+
+    def _query_hot(self, first: int, last: int, limit: int) -> pa.Table:
+        return self.tiers.hot(
+            self.tenant_id, self.wanted, first, last, descending=self.descending, limit=limit
+        )
 
     def _query(self, segments: Sequence[Segment], first: int, last: int, limit: int) -> pa.Table:
         return self.tiers.archived(
