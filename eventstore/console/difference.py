@@ -31,6 +31,7 @@ _PAIRS_MAX = 4_000
 _ALIKE_MIN = 0.3
 _WORD_CHARACTERS_MAX = 64  # longer words are compared in their middle
 _CHANGES_MAX = 40
+_CHARACTERS_MAX = 8_000  # after which no further change is shown
 _MEMBERS_MAX = 5_000
 _LEVELS_MAX = 30
 _ITEMS_ALIGNED_MAX = 200
@@ -152,14 +153,17 @@ class _Comparison:
         self.left_out: int | None = 0
         self.notes: list[str] = []
         self._looked_at = 0
+        self._characters = 0
 
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
 
     def _add(self, change: Change) -> None:
-        if len(self.changes) < _CHANGES_MAX:
+        if len(self.changes) < _CHANGES_MAX and self._characters < _CHARACTERS_MAX:
             self.changes.append(change)
+            texts = (change.path, change.old, change.new, *(piece.text for piece in change.pieces))
+            self._characters += sum(len(text or "") for text in texts)
         elif self.left_out is not None:
             self.left_out += 1
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,12 @@ import psycopg
 import pytest
 from anyio.from_thread import start_blocking_portal
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 from typer.testing import CliRunner
 
 from eventstore.access import watch
 from eventstore.access.authenticator import Authenticator
-from eventstore.access.oidc import OidcConfig, OidcVerifier
+from eventstore.access.oidc import OidcVerifier
 from eventstore.api.server import create_app
 from eventstore.app import Store
 from eventstore.cli.main import app as cli
@@ -51,6 +49,7 @@ from eventstore.model.apikey import new_key_text
 from eventstore.model.limits import Limits
 from eventstore.settings import Settings
 from tests.conftest import TODAY_US
+from tests.integration.issuer import Issuer
 from tests.unit.helpers import DAY_US, HOUR_US, execute, make_tenant
 
 HERE = "127.0.0.1"
@@ -648,76 +647,6 @@ def test_a_tenant_that_is_closed_gets_no_keys(store: Store) -> None:
 
 
 # --- persons ------------------------------------------------------------------------------------------
-
-
-class Issuer:
-    """A web server on loopback that publishes keys, and signs tokens with them."""
-
-    def __init__(self) -> None:
-        self.keys: dict[str, Any] = {}
-        self.asked: list[str] = []
-        self.status = 200
-        self.said_issuer: str | None = None
-        self.said_keys: str | None = None
-        issuer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                issuer.asked.append(self.path)
-                body = json.dumps(issuer.answer(self.path)).encode()
-                self.send_response(issuer.status)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer((HERE, 0), Handler)
-        self.url = f"http://{HERE}:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-        self.add("rsa", rsa.generate_private_key(65537, 2048), "RS256")
-        self.add("ec", ec.generate_private_key(ec.SECP256R1()), "ES256")
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def add(self, kid: str, key: Any, alg: str) -> None:
-        self.keys[kid] = (key, alg)
-
-    def answer(self, path: str) -> dict[str, Any]:
-        if path != "/keys":
-            keys = self.said_keys or f"{self.url}/keys"
-            return {"issuer": self.said_issuer or self.url, "jwks_uri": keys}
-        published = []
-        for kid, (key, alg) in self.keys.items():
-            algorithm = jwt.get_algorithm_by_name(alg)
-            published.append({**algorithm.to_jwk(key.public_key(), as_dict=True), "kid": kid, "alg": alg})  # type: ignore[call-overload]
-        return {"keys": published}
-
-    def claims(self, **changed: Any) -> dict[str, Any]:
-        now_s = int(time.time())
-        claims = {
-            "iss": self.url,
-            "aud": "eventstore",
-            "sub": "ann@example",
-            "iat": now_s,
-            "exp": now_s + 300,
-            "eventstore_role": "compliance",
-            "eventstore_tenant": "acme",
-            **changed,
-        }
-        return {name: value for name, value in claims.items() if value is not None}
-
-    def token(self, kid: str = "rsa", *, header: dict[str, Any] | None = None, **changed: Any) -> str:
-        key, alg = self.keys[kid]
-        return jwt.encode(self.claims(**changed), key, alg, headers={"kid": kid, **(header or {})})
-
-    def config(self, **more: Any) -> OidcConfig:
-        return OidcConfig(self.url, "eventstore", **more)
 
 
 @pytest.fixture
