@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,19 @@ from eventstore.db.embedded import start_embedded
 from eventstore.db.engine import Database
 from eventstore.db.migrate import check_schema, current_version, upgrade
 from eventstore.db.roles import EMBEDDED_LOGIN, kept_password, make_login, with_login
-from eventstore.errors import IntegrityError, SetupError, TargetUnavailableError
+from eventstore.errors import EventStoreError, IntegrityError, SetupError, TargetUnavailableError
 from eventstore.governance.certificates import check_certificates, knows_keys, latest_copy, trusted_keys
 from eventstore.governance.sessions import prune_sessions
 from eventstore.governance.export_making import prune_exports
 from eventstore.governance.signing import MissingKey, SigningKey
 from eventstore.hot.append import Appender
 from eventstore.integrity.binding import bind_archive
+from eventstore.integrity.publishing import (
+    Published,
+    checkpoint_and_publish,
+    destination_of,
+    tenants_behind,
+)
 from eventstore.integrity.verify import HashAt, VerifyReport, verify_log
 from eventstore.model.policy import DEFAULT_TARGET, parse_duration_us
 from eventstore.model.run import RunCompleted, RunKind, RunStatus, Warned
@@ -45,7 +52,19 @@ from eventstore.retention.pruning import prune_runs
 from eventstore.retention.scheduler import Job, Scheduler
 from eventstore.settings import Settings
 
-__all__ = ["Store", "open_database", "open_store", "scheduler_of", "scrub_run", "tidy_host", "verify_tenant"]
+__all__ = [
+    "Store",
+    "checkpoint_all",
+    "checkpoint_tenant",
+    "open_database",
+    "open_store",
+    "scheduler_of",
+    "scrub_run",
+    "tidy_host",
+    "verify_tenant",
+]
+
+_log = logging.getLogger(__name__)
 
 # A scrub ends after this long, wherever it is; the next one goes on.
 _SCRUB_S = 900.0
@@ -223,8 +242,50 @@ def scheduler_of(store: Store, *, clock: Clock | None = None) -> Scheduler:
         prune_sessions(store.database, SystemClock().now_us())
 
     jobs["prune"] = Job(parse_schedule(_PRUNE_SCHEDULE), prune)
+    jobs["checkpoint"] = Job(parse_schedule(settings.checkpoint_schedule), lambda _: checkpoint_all(store))
     jobs["scrub"] = Job(parse_schedule(settings.scrub_schedule), scrub_and_purge)
     return Scheduler(store.database, jobs, clock or SystemClock())
+
+
+def checkpoint_tenant(
+    store: Store,
+    tenant_id: str,
+    *,
+    to: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Published:
+    """Sign a tenant's log as it is now, and bring that to the places of the settings (`to`: to these).
+
+    Raises:
+        IntegrityError: the log is not what was signed or published. Nothing was signed.
+        InputError: a place is none.
+        SetupError, TenantNotFoundError, TargetUnavailableError
+    """
+    settings = store.settings
+    token = None if settings.checkpoint_token is None else settings.checkpoint_token.get_secret_value()
+    places = settings.checkpoint_to if to is None else to
+    destinations = [destination_of(place, tenant_id, token=token) for place in places]
+    return checkpoint_and_publish(
+        store.database, store.tiers, store.key, tenant_id, destinations, progress=progress
+    )
+
+
+def checkpoint_all(store: Store) -> list[str]:
+    """Sign and publish every log that has grown since it was signed; the tenants for which that failed. One
+    that fails is logged, and does not keep the others."""
+    failed = []
+    for tenant_id in tenants_behind(store.database, publishing=bool(store.settings.checkpoint_to)):
+        if store.compactor.stop.is_set():
+            break
+        try:
+            problems = checkpoint_tenant(store, tenant_id).failed
+        except EventStoreError as e:
+            problems = (("no checkpoint", e),)
+        for where, problem in problems:
+            _log.error("checkpoint of %s: %s: %s", tenant_id, where, problem)
+        if problems:
+            failed.append(tenant_id)
+    return failed
 
 
 def tidy_host(store: Store, now_us: int, *, tenant_id: str | None = None) -> list[Purged]:

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from eventstore.access.oidc import OidcConfig, is_safe_url
 from eventstore.access.oidc_signin import OidcClient
 from eventstore.errors import InputError, SetupError
+from eventstore.integrity.publishing import check_destination
 from eventstore.model.access import Role
 from eventstore.model.limits import ARCHIVE_BYTES_PER_DAY_MAX, FEEDS_MAX, REQUESTS_PER_S_MAX, Limits
 from eventstore.model.policy import DEFAULT_TARGET, parse_duration_us
@@ -36,6 +37,14 @@ def _schedule(text: str) -> str:
     return text
 
 
+def _place(text: str) -> str:
+    try:
+        check_destination(text)
+    except InputError as e:
+        raise ValueError(str(e)) from e
+    return text
+
+
 def _issuer_url(text: str) -> str:
     if not is_safe_url(text):
         raise ValueError(f"{text!r} is no https address (http is taken on this machine alone)")
@@ -45,6 +54,7 @@ def _issuer_url(text: str) -> str:
 IssuerUrl = Annotated[str, AfterValidator(_issuer_url)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Schedule = Annotated[str, AfterValidator(_schedule)]
+Place = Annotated[str, AfterValidator(_place)]
 
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
@@ -111,6 +121,17 @@ class Settings(BaseSettings):
     expiry_schedule: Schedule = Field("30 3 * * *", description="When expired windows are destroyed.")
     precreate_schedule: Schedule = Field(
         "every 10m", description="When tables of coming windows are made ahead."
+    )
+    checkpoint_schedule: Schedule = Field(
+        "every 1h", description="When logs that have grown get a signed checkpoint."
+    )
+    checkpoint_to: tuple[Place, ...] = Field(
+        (),
+        description="Where checkpoints are published, as a JSON list of paths and file or http(s) URLs in "
+        'which `{tenant}` stands for the name, e.g. ["/mnt/auditor/{tenant}.txt"]; nowhere unless set.',
+    )
+    checkpoint_token: SecretStr | None = Field(
+        None, description="The bearer token that http(s) addresses of EVENTSTORE_CHECKPOINT_TO are sent."
     )
     scrub_schedule: Schedule = Field("every 1h", description="When segments are read again and compared.")
     scrub_every: Duration = Field("90d", description="How often each segment is read again.")

@@ -32,6 +32,7 @@ from eventstore.api import (
     openapi,
     policies,
     problems,
+    proofs,
     records,
     runs,
     subscriptions,
@@ -139,6 +140,7 @@ def create_app(store: Store) -> FastAPI:
     app.include_router(policies.router)
     app.include_router(holds.router)
     app.include_router(certificates.router)
+    app.include_router(proofs.router)
     app.include_router(explain.router)
     app.include_router(keys.router)
     app.include_router(feed.router)

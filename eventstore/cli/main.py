@@ -14,6 +14,8 @@ from eventstore.app import open_database
 from eventstore.cli import (
     admin,
     archive,
+    checkpoint,
+    evidence,
     exporting,
     governance,
     importing,
@@ -54,6 +56,8 @@ reading.register(app)
 tailing.register(app)
 exporting.register(app)
 governance.register(app)
+checkpoint.register(app)
+evidence.register(app)
 serving.register(app)
 unattended.register(app)
 

@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from eventstore.archive.layout import certificate_key, public_key_key
 from eventstore.archive.target import ArchiveTarget
 from eventstore.archive.targets import Targets
+from eventstore.catalog.subtrees import keep_subtrees
 from eventstore.clock import from_us, to_us
 from eventstore.db.engine import Database
 from eventstore.db.tables import certificates, deployment, heads, segments, signing_keys, windows
-from eventstore.db.tables_tree import tree_subtrees
 from eventstore.errors import (
     CertificateNotFoundError,
     EventStoreError,
@@ -45,7 +45,6 @@ __all__ = [
     "add_key",
     "check_certificates",
     "get_certificate",
-    "keep_subtrees",
     "knows_keys",
     "latest_copy",
     "list_certificates",
@@ -144,18 +143,8 @@ def store_certificate(conn: sa.Connection, certificate: Certificate, key: Signin
             issued_us=certificate.issued_at_us,
         )
     )
-    keep_subtrees(conn, certificate)
+    keep_subtrees(conn, certificate.tenant_id, certificate.subtrees)
     return StoredCertificate(certificate, envelope, None)
-
-
-def keep_subtrees(conn: sa.Connection, certificate: Certificate) -> None:
-    """Put what a certificate says of the log's tree where proofs find it. Idempotent."""
-    rows = [
-        {"tenant_id": certificate.tenant_id, "level": s.level, "number": s.index, "hash": s.hash}
-        for s in certificate.subtrees
-    ]
-    if rows:
-        conn.execute(sa.dialects.postgresql.insert(tree_subtrees).on_conflict_do_nothing(), rows)
 
 
 def store_copies(database: Database, targets: Targets, tenant_id: str | None = None) -> int:
@@ -267,11 +256,7 @@ def _key_ids(conn: sa.Connection) -> set[str]:
 
 def refuse_strange_key(conn: sa.Connection, key: VerifyKey) -> None:
     """The first key that signs is the deployment's; a host that made one of its own must not go on with it
-    unnoticed.
-
-    Raises:
-        SetupError: this deployment signs with another key.
-    """
+    unnoticed (SetupError)."""
     known = _key_ids(conn)
     if known and key.key_id not in known:
         raise SetupError(

@@ -36,6 +36,7 @@ from eventstore.integrity.merkle import (
     root_from_inclusion,
 )
 from eventstore.integrity.nodes import UNKNOWN, Nodes, is_known, load_nodes
+from eventstore.model.event import chain_start
 from eventstore.model.subtrees import Subtree, cover, lost_hash
 from eventstore.query.tiers import Tiers, list_expired
 
@@ -183,6 +184,20 @@ class Tree:
         with self._database.app.transaction(tenant_id) as conn:
             gone = any(e.first_seq <= seq <= e.last_seq for e in list_expired(conn, tenant_id))
         return None if gone else self._tiers.hashes(tenant_id, seq, seq)
+
+    def hash_before(self, tenant_id: str, seq: int) -> bytes:
+        """The hash that an event is chained to, also where what lies before it was destroyed.
+
+        Raises:
+            IntegrityError: there is no event before it.
+            TenantNotFoundError, TargetUnavailableError
+        """
+        if seq == 1:
+            return chain_start(tenant_id)
+        with self._database.app.transaction(tenant_id) as conn:
+            expired = list_expired(conn, tenant_id)
+        known = next((e.hash_after for e in expired if e.last_seq == seq - 1), None)
+        return known or self._tiers.hashes(tenant_id, seq - 1, seq - 1)
 
     def prove(
         self, tenant_id: str, seqs: Sequence[int], size: int, *, root: bytes | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from eventstore.catalog.subtrees import keep_subtrees
 from eventstore.catalog.tenants import BEGINNING_US, add_tenant, set_unit
 from eventstore.clock import US_PER_S, from_us
 from eventstore.db import locks
@@ -31,7 +32,7 @@ from eventstore.db.tables import (
     windows,
 )
 from eventstore.errors import SetupError, StateError
-from eventstore.governance.certificates import keep_subtrees, remember_key
+from eventstore.governance.certificates import remember_key
 from eventstore.governance.policies import policy_of
 from eventstore.governance.record import EntryKind, take_lock
 from eventstore.governance.signing import SigningKey, VerifyKey
@@ -350,7 +351,7 @@ def _store_certificates(conn: sa.Connection, certified: Sequence[FoundCertificat
                 stored_in=found.target,
             )
         )
-        keep_subtrees(conn, c)
+        keep_subtrees(conn, c.tenant_id, c.subtrees)
 
 
 def _quarantine(conn: sa.Connection, tenant_id: str | None, left: Sequence[tuple[Held, str]]) -> None:
