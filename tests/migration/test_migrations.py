@@ -224,6 +224,12 @@ def test_a_wheel_brings_its_migrations(tmp_path: Path) -> None:
     assert {f"eventstore/_alembic/versions/{name}" for name in ours} <= set(names)
     assert {"eventstore/_alembic/env.py", "eventstore/py.typed"} <= set(names)
     assert not any(name.startswith(("tests/", "alembic/")) for name in names)
+    # And all that the console's pages are made of, with the front-end library that is not in the repository.
+    console = ROOT / "eventstore" / "console"
+    pages = {p.relative_to(ROOT).as_posix() for p in (console / "templates").glob("*.html")}
+    looks = {p.relative_to(ROOT).as_posix() for p in (console / "static").glob("*.*")}
+    assert pages | looks | {"eventstore/console/static/vendor/htmx.min.js"} <= set(names)
+    assert len(pages) >= 12
     assert "eventstore/_alembic/__init__.py" not in names
     run(
         "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(tmp_path / "lib"), str(wheel)
