@@ -23,6 +23,7 @@ from eventstore.columns.text import (
 from eventstore.model.event import TEXT_FIELDS, VALUE_FIELDS
 
 __all__ = [
+    "PREVIOUS",
     "EventView",
     "csv_header",
     "csv_lines",
@@ -33,6 +34,9 @@ __all__ = [
     "small_batches",
     "to_json_lines",
 ]
+
+# The hash of the event before each, for who shows it.
+PREVIOUS = "prev_hash"
 
 # What is turned into text at once: small enough for the caches, large enough for the cost of a call.
 _BATCH_ROWS = 4096
@@ -104,7 +108,8 @@ def to_json_lines(events: pa.Table) -> bytes:
 
 
 def json_lines(events: pa.Table) -> Iterator[bytes]:
-    """As `to_json_lines`, in pieces of some megabytes at most, each of whole lines."""
+    """As `to_json_lines`, in pieces of some megabytes at most, each of whole lines. If the table has a column
+    `PREVIOUS` too, it comes last."""
     # Not joined if that can be helped: touching so much new memory takes as long as making the lines.
     return map(_json_lines, small_batches(events))
 
@@ -140,9 +145,12 @@ def _json_lines(events: pa.RecordBatch, ending: bytes = b"}\n") -> bytes:
         else:
             parts += [f'{label}"', json_string(column)]
             before = '"'
-    end = fixed_text(
-        f'{before},"hash":"'.encode(), hash_text(events.column("hash")), b'"' + ending, rows=rows
-    )
+    hashes = (f'{before},"hash":"'.encode(), hash_text(events.column("hash")))
+    if PREVIOUS in events.schema.names:
+        previous = (f'","{PREVIOUS}":"'.encode(), hash_text(events.column(PREVIOUS)))
+        end = fixed_text(*hashes, *previous, b'"' + ending, rows=rows)
+    else:
+        end = fixed_text(*hashes, b'"' + ending, rows=rows)
     _, octets = text_parts(pc.binary_join_element_wise(*parts, end, ""))
     return octets.tobytes()
 
