@@ -10,7 +10,7 @@ Newest first, what is said of a field first stands. So one event a field is kept
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -28,7 +28,7 @@ from eventstore.query.coverage import Coverage
 from eventstore.query.reader import LogReader
 from eventstore.query.render import format_uuid
 
-__all__ = ["EntityState", "Origin", "Setting", "entity_as_of"]
+__all__ = ["EntityState", "Origin", "Setting", "entity_as_of", "fold_state"]
 
 # Values of one entity that are kept in memory, in bytes of JSON.
 _STATE_BYTES_MAX = 64 * 2**20
@@ -110,6 +110,19 @@ def entity_as_of(
         fold.add(events)
         if fold.over and entity_type is not None:
             break  # what came before the entity's end changes nothing (but might be of another type)
+    return fold.finish()
+
+
+def fold_state(entity_type: str, entity_id: str, newest_first: Iterable[pa.Table]) -> EntityState:
+    """The state that an entity's events leave, where these are at hand; without a coverage.
+
+    Raises:
+        InputError: its fields are larger than can be held at once.
+    """
+    fold = _Fold(EntityState(entity_type, entity_id))
+    for events in newest_first:
+        if events.num_rows:
+            fold.add(events)
     return fold.finish()
 
 
