@@ -17,7 +17,14 @@ from eventstore.governance.windows import CountedWindow, counted_windows
 from eventstore.model.hold import HoldScope
 from eventstore.model.window import WindowState
 
-__all__ = ["BEING_DESTROYED", "ScopeCount", "covered_windows", "preview_scope", "preview_scopes"]
+__all__ = [
+    "BEING_DESTROYED",
+    "ScopeCount",
+    "covered_by",
+    "covered_windows",
+    "preview_scope",
+    "preview_scopes",
+]
 
 BEING_DESTROYED = "being destroyed"
 _FETCH = 1_000
@@ -52,7 +59,7 @@ def preview_scopes(
         TenantNotFoundError
     """
     counts: list[dict[str, list[int]]] = [{} for _ in scopes]
-    for index, place, found in _covered(conn, tenant_id, scopes):
+    for index, place, found in covered_by(conn, tenant_id, scopes):
         _count(counts[index], place, found.events)
     for removal in list_removals(conn, tenant_id=tenant_id):
         for index, scope in enumerate(scopes):
@@ -74,10 +81,10 @@ def covered_windows(
     Raises:
         TenantNotFoundError
     """
-    return ((place, found) for _, place, found in _covered(conn, tenant_id, [scope]))
+    return ((place, found) for _, place, found in covered_by(conn, tenant_id, [scope]))
 
 
-def _covered(
+def covered_by(
     conn: sa.Connection, tenant_id: str, scopes: Sequence[HoldScope]
 ) -> Iterator[tuple[int, str, CountedWindow]]:
     """Which of some scopes (by index) may cover which windows that are not destroyed."""

@@ -27,6 +27,7 @@ __all__ = [
     "explain_facts",
     "policy_lines",
     "span_text",
+    "steps_and_blockers",
 ]
 
 
@@ -193,6 +194,17 @@ def explain_facts(facts: WindowFacts) -> Explanation:
         tuple(_blockers(facts, way, steps)),
         tuple(_changes(facts, way)),
     )
+
+
+def steps_and_blockers(facts: WindowFacts) -> tuple[Sequence[NextStep], Sequence[Blocker]]:
+    """What comes next for a window, and what is in the way, as `explain_facts` says it; without the words
+    about why, which take most of the time where there are thousands of windows."""
+    if facts.record.state is WindowState.EXPIRED:
+        explained = _expired(facts, "")
+        return explained.next, explained.blocked_by
+    way = itinerary(facts.policy.in_force.policy, facts.record, facts.now_us)
+    steps = _steps(facts, way)
+    return steps, _blockers(facts, way, steps)
 
 
 def _expired(facts: WindowFacts, subject: str) -> Explanation:

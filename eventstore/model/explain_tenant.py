@@ -13,9 +13,9 @@ from eventstore.model.explain import (
     PolicyFacts,
     WindowFacts,
     at_text,
-    explain_facts,
     policy_lines,
     span_text,
+    steps_and_blockers,
 )
 from eventstore.model.hold import Hold
 from eventstore.model.tenant import Tenant, TenantState
@@ -25,6 +25,8 @@ __all__ = ["TenantFacts", "explain_tenant_facts"]
 
 _NAMED_MAX = 5  # of each kind of trouble so many are named, the rest is counted
 _HOT = (WindowState.OPEN, WindowState.SEALED, WindowState.ARCHIVED)
+
+_Explained = tuple[WindowFacts, Sequence[NextStep], Sequence[Blocker]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class TenantFacts:
 def explain_tenant_facts(facts: TenantFacts) -> Explanation:
     """Where a tenant's windows are and why, the next of each kind of step, and what is in the way."""
     name = facts.tenant.tenant_id
-    explained = [(w, explain_facts(w)) for w in facts.windows]
+    explained = [(w, *steps_and_blockers(w)) for w in facts.windows]
     return Explanation(
         f"tenant {name}",
         _state_text(facts.tenant),
@@ -88,11 +90,11 @@ def _places(windows: Sequence[WindowFacts]) -> list[str]:
     return lines or ["it has no events"]
 
 
-def _next_steps(explained: Iterable[tuple[WindowFacts, Explanation]]) -> list[NextStep]:
+def _next_steps(explained: Iterable[_Explained]) -> list[NextStep]:
     """The earliest of each kind of step, and how many more of it are due."""
     found: dict[str, list[tuple[NextStep, WindowFacts]]] = {}
-    for window, explanation in explained:
-        for step in explanation.next:
+    for window, steps_of_it, _ in explained:
+        for step in steps_of_it:
             found.setdefault(step.what.removeprefix("sealed, then "), []).append((step, window))
     steps = []
     for what, those in found.items():
@@ -107,11 +109,11 @@ def _next_steps(explained: Iterable[tuple[WindowFacts, Explanation]]) -> list[Ne
     return sorted(steps, key=lambda step: step.at_us)
 
 
-def _blockers(facts: TenantFacts, explained: Sequence[tuple[WindowFacts, Explanation]]) -> list[Blocker]:
+def _blockers(facts: TenantFacts, explained: Sequence[_Explained]) -> list[Blocker]:
     found: list[Blocker] = []
     targets: dict[str, Blocker] = {}
-    for window, explanation in explained:
-        for blocker in explanation.blocked_by:
+    for window, _, blockers in explained:
+        for blocker in blockers:
             if blocker.kind is BlockerKind.UNKNOWN_TARGET:
                 targets.setdefault(blocker.message, blocker)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
@@ -69,7 +70,7 @@ def explain_tenant(
         policy = policy_facts(conn, tenant_id, now_us)
         found = list(counted_windows(conn, tenant_id))
         newest = _newest_tasks(conn, tenant_id)
-        removals = list_removals(conn, tenant_id=tenant_id)
+        left = Counter(removal.window_from_us for removal in list_removals(conn, tenant_id=tenant_id))
         facts = TenantFacts(
             tenant=tenant,
             windows=tuple(
@@ -81,7 +82,7 @@ def explain_tenant(
                     now_us,
                     known_targets,
                     task=newest.get(w.record.window.from_us),
-                    left=sum(r.window_from_us == w.record.window.from_us for r in removals),
+                    left=left[w.record.window.from_us],
                 )
                 for w in found
             ),

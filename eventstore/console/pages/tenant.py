@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
@@ -13,14 +14,14 @@ from eventstore.app import Store
 from eventstore.clock import US_PER_S, clamp_us, from_us, parse_time_us, to_iso, to_us
 from eventstore.console import timemap
 from eventstore.console.pages import certificates
-from eventstore.console.view import render
+from eventstore.console.view import is_fragment, render
 from eventstore.console.visit import Visit, visit
 from eventstore.console.words import policy_sentences
 from eventstore.errors import InputError
 from eventstore.governance.certificates import newest_certificates
 from eventstore.governance.holds import holds_in_force
 from eventstore.model.access import Permission
-from eventstore.model.explain import Blocker, BlockerKind, Explanation, PolicyFacts
+from eventstore.model.explain import Blocker, BlockerKind, NextStep, PolicyFacts
 from eventstore.model.hold import Hold
 from eventstore.model.policy import PolicyVersion
 from eventstore.query.explain import explain_tenant, policy_facts
@@ -35,6 +36,8 @@ router.include_router(certificates.router)
 _DAY_US = 86_400 * US_PER_S
 _MONTHS = 24
 _BLOCKERS_MAX = 20
+# So many windows are explained while the page is made.
+_EXPLAINED_AT_ONCE = 1_500
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,16 @@ class Rules:
     policy: PolicyFacts
     sentences: list[str]
     coming: list[Coming]
-    explained: Explanation
+    holds: list[Hold]
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What happens next, and what is in the way but for holds, which have a list of their own."""
+
+    steps: Sequence[NextStep]
     blockers: list[Blocker]
     blockers_more: int
-    holds: list[Hold]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +85,23 @@ def show(
     me: Annotated[Visit, visit(Permission.READ)],
     from_: Annotated[str, Query(alias="from", max_length=64)] = "",
     to: Annotated[str, Query(max_length=64)] = "",
+    explained: Annotated[bool, Query()] = False,
 ) -> Response:
-    """The page; `from` and `to` are what the map shows, by default the whole log."""
+    """The page; `from` and `to` are what the map shows, by default the whole log. What happens next is worked
+    out for every window: where they are very many, the page asks for that part afterwards (htmx, or
+    `explained`)."""
     store = me.store
     now_us = store.database.now_us()
+    may_know = me.may(Permission.HOLD, tenant) or me.may(Permission.OPERATE, tenant)
+    if is_fragment(request) and may_know:
+        with store.database.transaction() as conn:
+            holds = holds_in_force(conn, tenant)
+        return render(request, me, "_tenant_next.html", next=_next(store, tenant, now_us), holds=holds)
     (start_us, end_us), problems = _bounds(from_, to)
     found = time_map(store.database, tenant, now_us=now_us, from_us_=start_us, to_us_=end_us)
-    rules = None
-    if me.may(Permission.HOLD, tenant) or me.may(Permission.OPERATE, tenant):
-        rules = _rules(store, tenant, now_us)
+    rules = _rules(store, tenant, now_us) if may_know else None
+    stats = log_stats(store.database, tenant)
+    at_once = may_know and (explained or sum(stats.windows.values()) <= _EXPLAINED_AT_ONCE)
     colour_of = timemap.colours(
         [total.place for total in found.totals()],
         [tier.target for tier in rules.policy.in_force.policy.tiers] if rules else [],
@@ -104,9 +121,11 @@ def show(
         given={"from": from_, "to": to},
         problems=problems,
         zooms=_zooms(found, now_us),
-        stats=log_stats(store.database, tenant),
+        stats=stats,
         months=_months(store, tenant, found, now_us),
         rules=rules,
+        holds=rules.holds if rules else [],
+        next=_next(store, tenant, now_us) if at_once else None,
         now_us=now_us,
         certificate=newest[0].certificate if newest else None,
         address=_address,
@@ -151,7 +170,6 @@ def _zooms(found: TimeMap, now_us: int) -> list[tuple[str, str]]:
 
 
 def _rules(store: Store, tenant: str, now_us: int) -> Rules:
-    explained = explain_tenant(store.database, tenant, now_us=now_us, known_targets=store.targets.names)
     with store.database.transaction() as conn:
         policy = policy_facts(conn, tenant, now_us)
         holds = holds_in_force(conn, tenant)
@@ -162,16 +180,13 @@ def _rules(store: Store, tenant: str, now_us: int) -> Rules:
             at_us = clamp_us(version.effective_us - then.lifetime_us)
             windows, events = ended_before(store.database, tenant, at_us)
         coming.append(Coming(version, policy_sentences(then), windows, events))
-    blockers = [b for b in explained.blocked_by if b.kind is not BlockerKind.HOLD]  # holds have their list
-    return Rules(
-        policy,
-        policy_sentences(policy.in_force.policy),
-        coming,
-        explained,
-        blockers[:_BLOCKERS_MAX],
-        max(0, len(blockers) - _BLOCKERS_MAX),
-        holds,
-    )
+    return Rules(policy, policy_sentences(policy.in_force.policy), coming, holds)
+
+
+def _next(store: Store, tenant: str, now_us: int) -> Next:
+    found = explain_tenant(store.database, tenant, now_us=now_us, known_targets=store.targets.names)
+    blockers = [blocker for blocker in found.blocked_by if blocker.kind is not BlockerKind.HOLD]
+    return Next(found.next, blockers[:_BLOCKERS_MAX], max(0, len(blockers) - _BLOCKERS_MAX))
 
 
 def _months(store: Store, tenant: str, found: TimeMap, now_us: int) -> list[Month]:
