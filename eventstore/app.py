@@ -34,6 +34,7 @@ from eventstore.integrity.publishing import (
     destination_of,
     tenants_behind,
 )
+from eventstore.integrity.tree_audit import TreeAudit
 from eventstore.integrity.verify import HashAt, VerifyReport, verify_log
 from eventstore.model.policy import DEFAULT_TARGET, parse_duration_us
 from eventstore.model.run import RunCompleted, RunKind, RunStatus, Warned
@@ -200,7 +201,11 @@ def verify_tenant(
         with store.database.transaction() as conn:
             return check_certificates(conn, name, trusted_keys(conn), hash_at=hash_at, noted=noted)
 
-    return verify_log(store.tiers, store.targets, tenant_id, certificates=certificates, progress=progress)
+    store.tiers.state(tenant_id)  # there is such a tenant
+    tree = TreeAudit(store.database, store.tiers, tenant_id)
+    return verify_log(
+        store.tiers, store.targets, tenant_id, certificates=certificates, tree=tree, progress=progress
+    )
 
 
 def scheduler_of(store: Store, *, clock: Clock | None = None) -> Scheduler:

@@ -32,6 +32,7 @@ __all__ = [
     "log_origin",
     "log_verifier_keys",
     "make_checkpoint",
+    "of_row",
     "read_checkpoint",
 ]
 
@@ -68,7 +69,7 @@ def list_checkpoints(
     if below is not None:
         query = query.where(checkpoints.c.size < below)
     with database.app.transaction(tenant_id) as conn:
-        return [_of_row(row) for row in conn.execute(query.order_by(checkpoints.c.size.desc()).limit(limit))]
+        return [of_row(row) for row in conn.execute(query.order_by(checkpoints.c.size.desc()).limit(limit))]
 
 
 def get_checkpoint(database: Database, tenant_id: str, size: int | None = None) -> SignedCheckpoint:
@@ -90,7 +91,8 @@ def get_checkpoint(database: Database, tenant_id: str, size: int | None = None) 
     return found[0]
 
 
-def _of_row(row: sa.Row[tuple[object, ...]]) -> SignedCheckpoint:
+def of_row(row: sa.Row[tuple[object, ...]]) -> SignedCheckpoint:
+    """A row of `checkpoints`."""
     return SignedCheckpoint(
         row.tenant_id, row.size, bytes(row.root), bytes(row.last_hash), row.note, row.made_us
     )
@@ -204,7 +206,7 @@ def _store(
             .on_conflict_do_nothing()
         )
         query = sa.select(checkpoints).where(checkpoints.c.tenant_id == tenant_id, checkpoints.c.size == size)
-        stored = _of_row(conn.execute(query).one())
+        stored = of_row(conn.execute(query).one())
     # Dying before the commit leaves nothing signed that anybody has seen.
     if stored.root != root:
         raise IntegrityError(

@@ -112,6 +112,14 @@ class Nodes:
         right = None if left is None else self.find(level - 1, 2 * index + 1)
         return None if left is None or right is None else node_hash(left, right)
 
+    def kept(self, level: int, index: int) -> bytes | None:
+        """What was kept of a destroyed range; None: nothing."""
+        return self._kept.get((level, index))
+
+    def in_tile(self, level: int, index: int) -> bytes | None:
+        """The hash of a full subtree as its tile has it; None: it has not, or it is not known there."""
+        return self._stored(level, index)
+
     def _stored(self, level: int, index: int) -> bytes | None:
         if (index + 1) << level > self.grown:
             return None

@@ -15,13 +15,14 @@ import pyarrow as pa
 from eventstore.archive.bloom import entity_filter
 from eventstore.archive.targets import Targets
 from eventstore.archive.verify import SegmentContent, read_segment
-from eventstore.columns.canonical import first_chain_break, int64_values
+from eventstore.columns.canonical import first_chain_break, fixed_bytes, int64_values
 from eventstore.errors import (
     EventNotFoundError,
     EventStoreError,
     IntegrityError,
     TargetUnavailableError,
 )
+from eventstore.integrity.tree_audit import TreeAudit
 from eventstore.model.event import chain_start
 from eventstore.model.query import EventFilter
 from eventstore.model.segment import Segment
@@ -81,6 +82,7 @@ def verify_log(
     tenant_id: str,
     *,
     certificates: CertificateCheck | None = None,
+    tree: TreeAudit | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Recompute a tenant's chain over both tiers, up to its head as it is when this begins.
@@ -89,7 +91,8 @@ def verify_log(
     every damage is named, not the first alone. Across an expired range it goes on from the hash of the
     certificate, which `certificates` has to find right at the end (None: certificates are taken at the
     catalog's word, and an end of the log that was cut off together with its head goes unseen).
-    `progress` is called with the seq that was reached, and the last one.
+    `tree` compares the log's Merkle tree and its checkpoints with the events, as they come by (None: not
+    looked at). `progress` is called with the seq that was reached, and the last one.
 
     Raises:
         TenantNotFoundError, TargetUnavailableError
@@ -97,7 +100,7 @@ def verify_log(
     state = tiers.state(tenant_id)
     head_seq, head_hash = state.last_seq, state.last_hash
     report = VerifyReport(tenant_id, last_seq=head_seq)
-    chain = _Chain(report, chain_start(tenant_id))
+    chain = _Chain(report, chain_start(tenant_id), tree)
     while chain.next_seq <= head_seq:
         if chain.next_seq <= state.archived_through:
             state = _verify_archived(chain, tiers, targets, tenant_id, state)
@@ -115,6 +118,9 @@ def verify_log(
     if certificates is not None:
         for message in certificates(tenant_id, lambda seq: _hash_at(tiers, tenant_id, seq)):
             chain.problem(head_seq, None, message)
+    if tree is not None:
+        tree.finish(head_seq)
+        report.problems += [Problem(seq, None, f"Merkle tree: {message}") for seq, message in tree.found]
     return report
 
 
@@ -130,13 +136,16 @@ def _hash_at(tiers: Tiers, tenant_id: str, seq: int) -> bytes | None:
 class _Chain:
     """The recomputed end of the chain. `last_hash` is None where it is unknown: behind lost hot events."""
 
-    def __init__(self, report: VerifyReport, start: bytes) -> None:
+    def __init__(self, report: VerifyReport, start: bytes, tree: TreeAudit | None) -> None:
         self.report = report
+        self._tree = tree
         self.next_seq = 1
         self.last_hash: bytes | None = start
 
     def problem(self, seq: int, key: str | None, message: str) -> None:
         self.report.problems.append(Problem(seq, key, message))
+        if self._tree is not None:
+            self._tree.stop()
 
     def add(self, events: pa.RecordBatch, key: str | None) -> bool:
         """Check the next events; False if one is wrong (it is then in the report)."""
@@ -156,6 +165,8 @@ class _Chain:
             return False
         self.last_hash = last
         self.next_seq += len(seqs)
+        if self._tree is not None:
+            self._tree.add(fixed_bytes(events.column("hash"), 32).tobytes())
         self.report.events += len(seqs)
         return True
 
@@ -168,6 +179,8 @@ class _Chain:
                 f"what lies before it is not what certificate {expired.certificate_no} says",
             )
         self.next_seq, self.last_hash = expired.last_seq + 1, expired.hash_after
+        if self._tree is not None:
+            self._tree.bridge(expired.last_seq)
         self.report.expired_events += expired.last_seq - expired.first_seq + 1
 
     def skip(self, through: int, why: str, *, key: str | None, hash_after: bytes | None = None) -> None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psycopg
 import pytest
 from pydantic import SecretStr
 
-from eventstore.app import Store, checkpoint_all, checkpoint_tenant
-from eventstore.clock import FixedClock
+from eventstore.app import Store, checkpoint_all, checkpoint_tenant, verify_tenant
+from eventstore.columns.canonical import canonical_column, chain_column
 from eventstore.errors import IntegrityError, TargetUnavailableError
+from eventstore.integrity import publishing
 from eventstore.integrity.checkpoints import (
     SignedCheckpoint,
-    get_checkpoint,
     latest,
     list_checkpoints,
     log_origin,
@@ -26,9 +25,10 @@ from eventstore.integrity.checkpoints import (
     read_checkpoint,
 )
 from eventstore.integrity.merkle import is_consistent
-from eventstore.integrity.tree import Tree
+from eventstore.integrity.publishing import tenants_behind
+from eventstore.model.query import EventFilter
 from tests.integration.test_tree import hashes, tree_of
-from tests.unit.helpers import append, execute, fill_days, make_tenant, new_event
+from tests.unit.helpers import append, execute, make_tenant, new_event
 from tests.unit.test_merkle import mth
 
 
@@ -47,10 +47,6 @@ def acme(store: Store) -> Store:
     make_tenant(store)
     events(store, 300)
     return store
-
-
-def keys(store: Store) -> list[object]:
-    return [store.key.verify_key]
 
 
 def test_a_checkpoint_is_of_the_log_as_it_is(acme: Store) -> None:
@@ -80,29 +76,24 @@ def test_a_note_is_no_envelope(acme: Store) -> None:
 
 
 def rewritten(store: Store, from_seq: int) -> None:
-    """The log as somebody leaves it who changes an event and everything after it, with a chain that is whole:
-    hash, head and all."""
-    (leaf,) = (name for (name,) in execute(store.database.url, "SELECT leaf FROM windows"))
-    url = store.database.url
-    execute(url, f'ALTER TABLE hot."{leaf}" DISABLE TRIGGER ALL')
-    rechain(store, leaf, from_seq)
-    execute(url, f'ALTER TABLE hot."{leaf}" ENABLE TRIGGER ALL')
-
-
-def rechain(store: Store, leaf: str, from_seq: int) -> None:
-    from eventstore.columns.canonical import canonical_column, chain_column
-    from eventstore.model.query import EventFilter
-
-    url = store.database.url
-    execute(url, f"UPDATE hot.\"{leaf}\" SET actor = 'somebody else' WHERE seq = %s", [from_seq])
-    last = store.tiers.state("acme").last_seq
-    table = store.tiers.hot("acme", EventFilter(), from_seq, last, descending=False, limit=10_000)
-    (batch,) = table.combine_chunks().to_batches()
-    before = store.tiers.hashes("acme", from_seq - 1, from_seq - 1)
-    column, end = chain_column(before, canonical_column(batch))
-    for seq, value in zip(range(from_seq, last + 1), column.to_pylist(), strict=True):
-        execute(url, f'UPDATE hot."{leaf}" SET hash = %s WHERE seq = %s', [value, seq])
-    execute(url, "UPDATE heads SET last_hash = %s WHERE tenant_id = 'acme'", [end])
+    """The log as somebody leaves it who changes a hot event and everything after it, with a chain that is
+    whole: hashes, head and all."""
+    url, last = store.database.url, store.tiers.state("acme").last_seq
+    (leaf,) = (name for (name,) in execute(url, "SELECT leaf FROM windows"))
+    with psycopg.connect(url) as conn:
+        conn.execute(f'ALTER TABLE hot."{leaf}" DISABLE TRIGGER ALL'.encode())
+        conn.execute(f"UPDATE hot.\"{leaf}\" SET actor = 'eve' WHERE seq = %s".encode(), [from_seq])
+        conn.commit()
+        table = store.tiers.hot("acme", EventFilter(), from_seq, last, descending=False, limit=10_000)
+        (batch,) = table.combine_chunks().to_batches()
+        before = store.tiers.hashes("acme", from_seq - 1, from_seq - 1)
+        column, end = chain_column(before, canonical_column(batch))
+        conn.cursor().executemany(
+            f'UPDATE hot."{leaf}" SET hash = %s WHERE seq = %s'.encode(),
+            list(zip(column.to_pylist(), range(from_seq, last + 1), strict=True)),
+        )
+        conn.execute("UPDATE heads SET last_hash = %s WHERE tenant_id = 'acme'", [end])
+        conn.execute(f'ALTER TABLE hot."{leaf}" ENABLE ALWAYS TRIGGER refuse_change'.encode())
 
 
 def test_rewritten_history_is_not_signed(acme: Store) -> None:
@@ -114,7 +105,7 @@ def test_rewritten_history_is_not_signed(acme: Store) -> None:
     with pytest.raises(IntegrityError, match=r"up to seq 300 it still is, not from seq 301 on"):
         checkpoint(acme)
     events(acme, 20)
-    with pytest.raises(IntegrityError, match="event 320 has another hash|another root"):
+    with pytest.raises(IntegrityError, match=r"event 320 has another hash|another root"):
         checkpoint(acme)
     assert latest(acme.database, "acme").size == 320  # type: ignore[union-attr]
 
@@ -123,7 +114,7 @@ def test_history_rewritten_under_a_tree_that_has_grown_on_is_noticed(acme: Store
     """Nothing of the last block is read for the root of 256: the hash of its last event is compared."""
     checkpoint(acme)
     rewritten(acme, 250)
-    with pytest.raises(IntegrityError, match="not what was signed|not the one that its tree"):
+    with pytest.raises(IntegrityError, match=r"not what was signed|not the one that its tree"):
         checkpoint(acme)
 
 
@@ -132,7 +123,7 @@ def test_history_rewritten_under_a_tree_that_has_grown_on_is_noticed(acme: Store
     [
         ("UPDATE tree_tiles SET hashes = sha256('x')", "another root"),
         ("UPDATE checkpoints SET root = sha256('x')", "altered in the database"),
-        ("UPDATE checkpoints SET note = replace(note, chr(10) || '300' || chr(10), chr(10) || '299' || chr(10))",
+        ("UPDATE checkpoints SET note = replace(note, '300', '299')",
          "does not fit"),
         ("UPDATE heads SET last_seq = 299", "ends at seq 299, and 300 events were signed"),
     ],
@@ -143,3 +134,222 @@ def test_what_was_tampered_with_is_noticed(acme: Store, statement: str, words: s
     execute(acme.database.url, statement)
     with pytest.raises(IntegrityError, match=words):
         checkpoint(acme)
+
+
+def faults(store: Store) -> list[str]:
+    return [problem.message for problem in verify_tenant(store, "acme").problems]
+
+
+def test_verify_compares_everything_with_what_was_signed(acme: Store) -> None:
+    checkpoint(acme)
+    events(acme, 300)
+    checkpoint(acme)
+    assert faults(acme) == []
+    rewritten(acme, 280)
+    found = faults(acme)
+    assert (
+        "Merkle tree: checkpoint of 300 events: event 300 has another hash than when it was signed" in found
+    )
+    assert any("checkpoint of 600 events: the events have another root" in one for one in found)
+    assert any("the tile of level 8 has another hash for subtree 1" in one for one in found)
+    assert not any("subtree 0" in one for one in found)
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("UPDATE tree_tiles SET hashes = sha256('x')", "the tile of level 8 has another hash for subtree 0"),
+        ("DELETE FROM tree_tiles", "the tile of level 8 lacks subtree 0"),
+        ("UPDATE checkpoints SET root = sha256('x')", "its row in the database says something else"),
+        ("UPDATE checkpoints SET note = replace(note, '300', '299')", "does not fit"),
+        ("UPDATE trees SET size = 512", "the tree has grown over 512 events, beyond the log"),
+        ("INSERT INTO tree_subtrees VALUES ('acme', 1, 1, sha256('x'))", "no certificate has subtree 1"),
+        ("UPDATE heads SET last_seq = 299, last_hash = (SELECT hash FROM events WHERE seq = 299)",
+         "300 events were signed, and the log has 299"),
+    ],
+    ids=["tile", "lost-tile", "root", "note", "size", "subtree", "head"],
+)  # fmt: skip
+def test_verify_finds_what_was_tampered_with(acme: Store, statement: str, words: str) -> None:
+    checkpoint(acme)
+    execute(acme.database.url, statement)
+    assert any(words in one for one in faults(acme)), faults(acme)
+
+
+# --- publishing -------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_published_to_a_file(acme: Store, tmp_path: Path) -> None:
+    place = tmp_path / "kept" / "{tenant}.txt"
+    file = tmp_path / "kept" / "acme.txt"
+    assert checkpoint_tenant(acme, "acme", to=[str(place)]).failed == ()
+    first = file.read_text()
+    assert first == latest(acme.database, "acme").note  # type: ignore[union-attr]
+    events(acme, 5)
+    assert checkpoint_tenant(acme, "acme", to=[place.parent.as_uri() + "/{tenant}.txt"]).failed == ()
+    assert file.read_text() != first
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_an_old_database_does_not_go_on_from_a_larger_publication(acme: Store, tmp_path: Path) -> None:
+    """Everything that the database knows was set back; what somebody else keeps tells."""
+    file = tmp_path / "acme.txt"
+    events(acme, 10)
+    checkpoint_tenant(acme, "acme", to=[str(file)])
+    published = file.read_text()
+    execute(acme.database.url, "DELETE FROM checkpoints")
+    execute(
+        acme.database.url,
+        "UPDATE heads SET last_seq = 300, last_hash = (SELECT hash FROM events WHERE seq = 300)",
+    )
+    with pytest.raises(
+        IntegrityError, match="keeps a checkpoint of 310 events of 'acme', and the log has 300"
+    ):
+        checkpoint_tenant(acme, "acme", to=[str(file)])
+    assert latest(acme.database, "acme") is None
+    assert file.read_text() == published
+
+
+def test_another_history_does_not_replace_a_publication(acme: Store, tmp_path: Path) -> None:
+    """Neither of the same length, nor of a greater one."""
+    file = tmp_path / "acme.txt"
+    checkpoint_tenant(acme, "acme", to=[str(file)])
+    published = file.read_text()
+    rewritten(acme, 290)
+    execute(acme.database.url, "DELETE FROM checkpoints")
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="the log does not begin with those"):
+            checkpoint_tenant(acme, "acme", to=[str(file)])
+        events(acme, 5)
+    assert latest(acme.database, "acme") is None
+    assert file.read_text() == published
+
+
+@pytest.mark.parametrize("content", ["hello\n", "x" * 70_000, "other"], ids=["text", "long", "other-tenant"])
+def test_what_is_no_checkpoint_of_the_log_is_not_replaced(acme: Store, tmp_path: Path, content: str) -> None:
+    file = tmp_path / "acme.txt"
+    if content == "other":
+        make_tenant(acme, "other")
+        events(acme, 3, "other")
+        content = checkpoint(acme, "other").note
+    file.write_text(content)
+    with pytest.raises(IntegrityError, match="what is kept at"):
+        checkpoint_tenant(acme, "acme", to=[str(file)])
+    assert file.read_text() == content
+
+
+class Keeper:
+    """Somebody's web server that keeps what is put there. `answers`: what it says to the next requests
+    instead."""
+
+    def __init__(self) -> None:
+        self.documents: dict[str, bytes] = {}
+        self.asked: list[tuple[str, str, str | None]] = []
+        self.answers: list[int] = []
+        self.readable = True
+        self.url = ""
+
+
+@pytest.fixture
+def keeper() -> Iterator[Keeper]:
+    kept = Keeper()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            kept.asked.append((self.command, self.path, self.headers.get("Authorization")))
+            there = kept.documents.get(self.path)
+            if kept.answers:
+                self.answer(kept.answers.pop(0), Location="/elsewhere")
+            elif self.command == "GET":
+                found = 404 if there is None else 200 if kept.readable else 403
+                self.answer(found, there or b"" if found == 200 else b"", ETag=f'"{hash(there)}"')
+            elif self.headers.get("If-Match") not in (None, f'"{hash(there)}"'):
+                self.answer(412)
+            else:
+                kept.documents[self.path] = body
+                self.answer(204)
+
+        do_GET = do_PUT = serve  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    kept.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield kept
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "_PAUSES_S", (0.0, 0.0))
+
+
+def test_checkpoints_are_published_to_an_address(
+    acme: Store, keeper: Keeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = SecretStr("hush-hush")
+    told = replace(acme, settings=acme.settings.model_copy(update={"checkpoint_token": token}))
+    place = f"{keeper.url}/log/{{tenant}}?part=secret"
+    keeper.answers = [503]  # tried again
+    assert checkpoint_tenant(told, "acme", to=[place]).failed == ()
+    note = latest(acme.database, "acme").note  # type: ignore[union-attr]
+    assert keeper.documents == {"/log/acme?part=secret": note.encode()}
+    assert {sent for *_, sent in keeper.asked} == {"Bearer hush-hush"}
+    events(acme, 5)
+    keeper.answers = [302]  # the token is for this address alone
+    ((where, error),) = checkpoint_tenant(told, "acme", to=[place]).failed
+    assert isinstance(error, TargetUnavailableError)
+    assert "302" in error.message
+    assert "secret" not in where + str(error) + caplog.text
+    assert "hush" not in where + str(error) + caplog.text
+    keeper.readable = False  # one may be put there, and not read
+    assert checkpoint_tenant(told, "acme", to=[place]).failed == ()
+    assert keeper.documents["/log/acme?part=secret"] != note.encode()
+
+
+def test_a_destination_that_is_away_does_not_keep_others_from_theirs(
+    acme: Store, keeper: Keeper, tmp_path: Path
+) -> None:
+    keeper.answers = [500] * 3
+    file = tmp_path / "acme.txt"
+    ((where, error),) = checkpoint_tenant(acme, "acme", to=[f"{keeper.url}/a", str(file)]).failed
+    assert where == f"{keeper.url}/a"
+    assert isinstance(error, TargetUnavailableError)
+    assert file.exists()
+    # It is brought there next time, though the log has not grown.
+    assert tenants_behind(acme.database, publishing=True) == ["acme"]
+    assert tenants_behind(acme.database, publishing=False) == []
+    assert checkpoint_tenant(acme, "acme", to=[f"{keeper.url}/a", str(file)]).failed == ()
+    assert keeper.documents == {"/a": file.read_bytes()}
+    assert tenants_behind(acme.database, publishing=True) == []
+
+
+def test_all_tenants_get_theirs_though_one_fails(
+    acme: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("broken", "zoo", "empty"):
+        make_tenant(acme, name)
+    events(acme, 3, "broken")
+    events(acme, 3, "zoo")
+    checkpoint(acme, "broken")
+    execute(acme.database.url, "UPDATE checkpoints SET root = sha256('x') WHERE tenant_id = 'broken'")
+    events(acme, 3, "broken")
+    place = str(tmp_path / "{tenant}")
+    told = replace(acme, settings=acme.settings.model_copy(update={"checkpoint_to": (place,)}))
+    assert checkpoint_all(told) == ["broken"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["acme", "zoo"]
+    assert "broken" in caplog.text
+    assert "altered" in caplog.text
+    assert tenants_behind(acme.database, publishing=True) == ["broken"]
