@@ -101,6 +101,11 @@ class Door:
     def _of_this_machine(self, request: Request) -> Visit | None:
         if self._authenticator.is_administered():
             return None
+        if self._is_https(request):
+            # A proxy stands before us, perhaps on this machine: whoever comes through it looks like us.
+            raise UnauthenticatedError(
+                "there is no administrator yet, and nobody is let in from elsewhere", hint=HOW_TO_BEGIN
+            )
         principal = self._authenticator.authenticate(None, *_from(request))
         return Visit(principal, self._state, None, csrf_of(self._token_here), begin=HOW_TO_BEGIN)
 

@@ -9,7 +9,7 @@ from itertools import groupby
 import httpx
 import pytest
 
-from eventstore.app import Store
+from eventstore.app import Store, scheduler_of
 from eventstore.clock import US_PER_S, FixedClock, SystemClock
 from eventstore.db.engine import Database
 from eventstore.governance.keys import create_key, revoke_key
@@ -93,6 +93,15 @@ def test_ended_sessions_are_removed_a_few_at_a_time(
     assert prune_sessions(database, clock.now_us()) == 5
     assert sessions.find(kept) is not None
     assert stored(database) == 1
+
+
+def test_the_scheduler_removes_what_has_ended(store: Store) -> None:
+    now_us = SystemClock().now_us()
+    sessions = Sessions(store.database, FixedClock(now_us - HOUR_US), lifetime_us=HOUR_US, idle_us=HOUR_US)
+    sessions.begin(PERSON)
+    assert stored(store.database) == 1
+    scheduler_of(store)._jobs["prune"].work(TODAY_US)
+    assert stored(store.database) == 0
 
 
 def test_a_key_has_so_many_sessions_at_the_most(

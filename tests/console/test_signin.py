@@ -306,6 +306,16 @@ def test_behind_a_proxy_that_takes_tls(store: Store) -> None:
             assert ("__Host-eventstore" in cookies_of(answer)) == (status == 303)
 
 
+def test_behind_a_proxy_nobody_passes_for_this_machine(store: Store) -> None:
+    make_tenant(store)
+    proxied = configured(store, console_url="https://store.example")
+    with served_console(proxied, administrator=False) as served:
+        # What a proxy on this machine passes on when it adds no header.
+        answer = served.client().get("/console/", headers={"host": "localhost:8080"})
+        assert answer.status_code == 401
+        assert "eventstore keys create --role administrator" in answer.text
+
+
 def test_without_an_administrator_this_machine_is_let_in_and_nobody_else(store: Store) -> None:
     make_tenant(store)
     with served_console(store, administrator=False) as served:
