@@ -32,7 +32,7 @@ __all__ = ["PlaceMeasure", "ScopeMeasure", "Stopped", "destroyed_at", "measure_r
 
 # Of more entities the events are not read.
 ENTITIES_READ_MAX = 200
-_BUDGET_S = 0.8
+_BUDGET_S = 1.5
 # Beyond these the events of a scope count as many, not as so many.
 _EVENTS_READ_MAX = 1_000_000
 

@@ -15,17 +15,17 @@ __all__ = ["SLOTS_MAX", "Gap", "MapPart", "Place", "PlaceKind", "TimeMap", "ende
 
 # So many windows, or spans of a calendar, are shown at most; and so many parts, since windows of one span
 # may lie in several places.
-SLOTS_MAX = 100
-_PARTS_MAX = 104
-_GAPS_MAX = 16
+SLOTS_MAX = 112
+_PARTS_MAX = 114
+_GAPS_MAX = 12
 _DAY_US = 86_400 * US_PER_S
-# What windows are put together by, with the shortest that such a span can be.
+# What windows are put together by, with about the shortest that such a span can be.
 _SPANS = {
     "hour": _DAY_US // 24,
     "day": _DAY_US,
     "week": 7 * _DAY_US,
     "month": 28 * _DAY_US,
-    "quarter": 90 * _DAY_US,
+    "quarter": 91 * _DAY_US,
     "year": 365 * _DAY_US,
     "decade": 3652 * _DAY_US,
     "century": 36_524 * _DAY_US,
@@ -131,7 +131,7 @@ class MapPart:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A time in which nothing was recorded, between two windows."""
+    """A time in which nothing was recorded, between two windows or since the last one ended."""
 
     from_us: int
     to_us: int
@@ -205,14 +205,17 @@ def time_map(
             spans = list(_SPANS)
             span = spans[0 if span is None else spans.index(span) + 1]
             parts = _parts(conn, bounds, span)
-        gaps = conn.execute(sa.text(_GAPS), {**bounds, "most": _GAPS_MAX}).all()
+        rows = conn.execute(sa.text(_GAPS), {**bounds, "most": _GAPS_MAX}).all()
+    gaps = [Gap(to_us(a), to_us(b)) for a, b, _ in rows]
+    if last_us < min(end, now_us):
+        gaps.append(Gap(max(start, last_us), min(end, now_us)))
     return TimeMap(
         start,
         end,
         span,
         tuple(parts),
-        tuple(sorted((Gap(to_us(a), to_us(b)) for a, b, _ in gaps), key=lambda gap: gap.from_us)),
-        (gaps[0][2] if gaps else 0) - len(gaps),
+        tuple(sorted(gaps, key=lambda gap: gap.from_us)),
+        (rows[0][2] if rows else 0) - len(rows),
         first_us,
         last_us,
     )

@@ -20,6 +20,7 @@ from eventstore.console.words import policy_sentences
 from eventstore.errors import InputError
 from eventstore.governance.certificates import newest_certificates
 from eventstore.governance.holds import holds_in_force
+from eventstore.integrity.checkpoints import latest
 from eventstore.model.access import Permission
 from eventstore.model.explain import Blocker, BlockerKind, NextStep, PolicyFacts
 from eventstore.model.hold import Hold
@@ -127,6 +128,7 @@ def show(
         holds=rules.holds if rules else [],
         next=_next(store, tenant, now_us) if at_once else None,
         now_us=now_us,
+        checkpoint=latest(store.database, tenant),
         certificate=newest[0].certificate if newest else None,
         address=_address,
         search=lambda part: (
