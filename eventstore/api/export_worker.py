@@ -35,6 +35,7 @@ from eventstore.governance.export_making import (
     give_back,
     keep_making,
 )
+from eventstore.integrity.bundle import write_bundle
 from eventstore.model.access import Principal
 from eventstore.model.export import BackgroundExport, FileFormat, filter_json
 from eventstore.model.policy import parse_duration_us
@@ -251,7 +252,9 @@ class ExportWorker:
 
     def _fill_with(self, job: _Job, read: Read, part: Path) -> None:
         export, made = job.export, job.made
-        assert export.form is not FileFormat.BUNDLE
+        if export.form is FileFormat.BUNDLE:
+            self._bundle(job, read, part)
+            return
         begun = export_events(
             read.reader,
             export.tenant_id,
@@ -270,6 +273,29 @@ class ExportWorker:
             self.folder.write_pieces(part, begun.pieces, look)
         finally:
             begun.pieces.close()
+
+    def _bundle(self, job: _Job, read: Read, part: Path) -> None:
+        export, made, store = job.export, job.made, self._store
+
+        def progress(done: int, _: int | None) -> None:
+            job.look(done, 0, 0)
+
+        summary = write_bundle(
+            store.database,
+            store.tiers,
+            store.key,
+            export.tenant_id,
+            export.wanted,
+            part,
+            reader=read.reader,
+            asked_by=export.asked_by,
+            reason=export.reason,
+            now_us=export.asked_us,
+            progress=progress,
+        )
+        read.covers(events=summary.events, seqs=(1, summary.log_size))
+        made.through_seq, made.gone = summary.log_size, summary.expired
+        job.look(summary.events, summary.size_bytes, summary.log_size)
 
 
 def asked_query(export: BackgroundExport) -> dict[str, object]:

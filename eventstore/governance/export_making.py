@@ -174,11 +174,11 @@ def give_back(database: Database, export: BackgroundExport) -> bool:
 def expire_exports(database: Database, *, tenant_id: str | None = None) -> int:
     """End the exports whose time has come, and all of tenants whose history is destroyed (`tenant_id`: is
     about to be); how many. Their files go with the next look of whoever has them."""
-    closed = exports.c.tenant_id.in_(
+    closed: sa.ColumnElement[bool] = exports.c.tenant_id.in_(
         sa.select(tenants.c.tenant_id).where(tenants.c.state == TenantState.CLOSED.value)
     )
     if tenant_id is not None:
-        closed |= exports.c.tenant_id == tenant_id
+        closed = closed | (exports.c.tenant_id == tenant_id)
     ready = exports.c.state == ExportState.READY.value
     going_on = exports.c.state.in_([ExportState.WAITING.value, ExportState.MAKING.value])
     with database.transaction() as conn:

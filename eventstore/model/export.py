@@ -87,11 +87,11 @@ class BackgroundExport:
 
     @property
     def progress(self) -> float | None:
-        """How much of what it covers was looked at, from 0 to 1; None: it has not begun, or has ended
-        otherwise than ready."""
+        """How much of what it covers was looked at, from 0 to 1; None: it has not begun, is not
+        known, as of bundles, or has ended otherwise than ready."""
         if self.state is ExportState.READY:
             return 1.0
-        if self.state is not ExportState.MAKING or self.through_seq is None:
+        if self.state is not ExportState.MAKING or self.through_seq is None or self.form is FileFormat.BUNDLE:
             return None
         first = max(1, self.wanted.seq_from or 1)
         last = self.through_seq if self.wanted.seq_to is None else min(self.through_seq, self.wanted.seq_to)

@@ -27,7 +27,9 @@ __all__ = ["ExportFolder", "Fill"]
 _PART = ".part"
 _ENDINGS = "|".join(re.escape(suffix) for suffix in SUFFIXES.values())
 _ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_NAME = re.compile(rf"({_ID})\.([0-9]{{1,9}})\.(?:{_ENDINGS})({re.escape(_PART)})?")
+# A bundle is written under a temporary name of its own, beside the one that it is asked for.
+_OWN = r"(?:\.[0-9a-f]{8}\.part)?"
+_NAME = re.compile(rf"\.?({_ID})\.([0-9]{{1,9}})\.(?:{_ENDINGS})({re.escape(_PART)}{_OWN})?")
 _READ_BYTES = 2**20
 # So many names are asked of the database at once.
 _ASKED_AT_ONCE = 1000

@@ -21,7 +21,7 @@ from eventstore.query.run_entries import ENTRY_COLUMNS, HELD_LOCKS, IS_UNDERSTOO
 from eventstore.query.run_longest import longest_window
 from eventstore.query.run_view import EntriesPage, RunSummary, RunView
 
-__all__ = ["ENTRIES_MAX", "LATEST", "RUNS_MAX", "find_run", "list_runs", "read_entries", "read_run"]
+__all__ = ["ENTRIES_MAX", "LATEST", "RUNS_MAX", "before_last_entries", "find_run", "list_runs", "read_entries", "read_run"]
 
 RUNS_MAX = 200
 ENTRIES_MAX = 1000
@@ -163,6 +163,15 @@ def read_entries(
         status=RunStatus(row.status),
         ended=settled and row.finished_at is not None,
     )
+
+
+def before_last_entries(database: Database, run_id: uuid.UUID, count: int) -> int:
+    """The `after` behind which the last `count` entries follow that there are now, for `read_entries`; 0:
+    there are no more than that."""
+    query = sa.select(run_entries.c.entry_no).where(run_entries.c.run_id == run_id)
+    with database.transaction() as conn:
+        found = conn.execute(query.order_by(run_entries.c.entry_no.desc()).offset(count).limit(1)).scalar()
+    return 0 if found is None else int(found)
 
 
 def _is_settled(conn: sa.Connection) -> bool:

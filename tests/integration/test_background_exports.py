@@ -227,6 +227,23 @@ def test_making_and_downloading_are_written_down(log: Store) -> None:
     assert json.loads(entries[0]["metadata"]) == {"reason": "case 7"}
 
 
+def test_a_bundle_is_made_and_verifies(log: Store, tmp_path: Path) -> None:
+    with calling(log) as callers:
+        client = callers.as_role(Role.COMPLIANCE)
+        shown = ended(
+            client, client.post(PATH, params={"format": "bundle", "entity_id": "1", "reason": "case 7"})
+        )
+        assert shown["state"] == "ready", shown
+        assert (shown["events"], shown["through_seq"], shown["progress"]) == (8, 21, 1.0)
+        got = client.get(f"{PATH}/{shown['export_id']}/file")
+    bundle = tmp_path / shown["file_name"]
+    bundle.write_bytes(got.content)
+    program = [sys.executable, "-m", "eventstore.verifier", str(bundle)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=WAIT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert files(log) == [f"{shown['export_id']}.1.evidence.zip"]
+
+
 # --- makers that die, stop or sleep -----------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from eventstore.errors import EventStoreError, InputError, RateLimitedError, Sta
 from eventstore.governance.exports import Wish, cancel_export, get_export, list_exports
 from eventstore.model.access import Permission, Role
 from eventstore.model.export import BackgroundExport, ExportState, FileFormat, filter_json
+from eventstore.model.policy import parse_duration_us
 from eventstore.model.query import Order
 
 __all__ = ["router"]
@@ -53,12 +54,19 @@ _LABELS: Mapping[str, str] = {
     "seq_from": "From seq",
     "seq_to": "To seq",
 }
+# Behind a fold.
+_MORE = ("text", "source", "workspace_id", "occurred_from", "occurred_to", "seq_from", "seq_to")
 _FORMATS: Mapping[FileFormat, str] = {
     FileFormat.CSV: "CSV, for spreadsheets",
     FileFormat.NDJSON: "NDJSON, an event a line",
     FileFormat.PARQUET: "Parquet, for data tools",
+    FileFormat.BUNDLE: "Evidence bundle, events with their proofs",
 }
-_SHOWN = {**{form: form.value.upper() for form in FileFormat}, FileFormat.PARQUET: "Parquet"}
+_SHOWN = {
+    **{form: form.value.upper() for form in FileFormat},
+    FileFormat.PARQUET: "Parquet",
+    FileFormat.BUNDLE: "Evidence bundle",
+}
 _PILLS: Mapping[ExportState, str] = {
     ExportState.WAITING: "",
     ExportState.MAKING: "archive",
@@ -199,9 +207,11 @@ def _page(
         wanted=wanted,
         filled=filled,
         labels=_LABELS,
+        more=_MORE,
+        more_open=any(name in wanted.typed for name in _MORE),
         formats=_FORMATS,
         error=error,
-        kept=me.store.settings.exports_kept,
+        kept=duration(parse_duration_us(me.store.settings.exports_kept)),
         asked=asked_id,
         **(shown or _list(me, tenant, "")),
     )
