@@ -4,7 +4,7 @@ the hashes of events."""
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -145,22 +145,42 @@ class Nodes:
         found = leaves[at] if at < len(leaves) else UNKNOWN
         return found if is_known(found) else None
 
-    def load(self, blocks: range) -> None:
-        """Read the leaves of blocks that follow one another, as far as the log has them."""
+    def load(self, blocks: range, wanted: Collection[int] | None = None) -> None:
+        """Read the hashes of blocks that follow one another, as far as the log has them, and make the leaves
+        of those that are wanted (None: of all)."""
         first, last = blocks.start * BLOCK_LEAVES + 1, min(blocks.stop * BLOCK_LEAVES, self._last_seq)
-        if not self.expired.over(first, last):
-            leaves = _leaf_hashes(self._tiers.hashes(self.tenant_id, first, last)) if first <= last else []
+        if first > last or not self.expired.over(first, last):
+            values = self._tiers.hashes(self.tenant_id, first, last) if first <= last else b""
+            gone: list[tuple[int, int]] = []
         else:
-            leaves = [UNKNOWN] * (last - first + 1)
-            for begin, end in self.expired.between(first, last):
-                leaves[begin - first : end - first + 1] = _leaf_hashes(
-                    self._tiers.hashes(self.tenant_id, begin, end)
-                )
-        for block in blocks:
-            start = (block - blocks.start) * BLOCK_LEAVES
-            self._leaves[block] = leaves[start : start + BLOCK_LEAVES]
-            if UNKNOWN in self._leaves[block]:
+            values, gone = self._with_gaps(first, last)
+        for block in blocks if wanted is None else sorted(wanted):
+            at = (block - blocks.start) * BLOCK_LEAVES * HASH_BYTES
+            leaves = _leaf_hashes(values[at : at + BLOCK_LEAVES * HASH_BYTES])
+            begin = block * BLOCK_LEAVES + 1
+            lacking = [
+                seq - begin
+                for start, end in gone
+                for seq in range(max(start, begin), min(end, begin + BLOCK_LEAVES - 1) + 1)
+            ]
+            for index in lacking:
+                leaves[index] = UNKNOWN
+            self._leaves[block] = leaves
+            if lacking:
                 self._fill(block)
+
+    def _with_gaps(self, first: int, last: int) -> tuple[bytes, list[tuple[int, int]]]:
+        """The hashes of a range, zeros where events were destroyed, and these ranges."""
+        values = bytearray((last - first + 1) * HASH_BYTES)
+        gone, at = [], first
+        for begin, end in [*self.expired.between(first, last), (last + 1, last)]:
+            if begin > at:
+                gone.append((at, begin - 1))
+            if begin <= end:
+                found = self._tiers.hashes(self.tenant_id, begin, end)
+                values[(begin - first) * HASH_BYTES : (end - first + 1) * HASH_BYTES] = found
+            at = end + 1
+        return bytes(values), gone
 
     def _fill(self, block: int) -> None:
         """Put the leaves that were kept of a block where its events are gone."""

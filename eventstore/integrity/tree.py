@@ -225,7 +225,7 @@ class Tree:
         ordered = sorted(set(seqs))
         proofs: dict[int, list[bytes]] = {}
         for run in _runs(blocks):
-            nodes.load(run)
+            nodes.load(run, blocks[bisect_left(blocks, run.start) : bisect_left(blocks, run.stop)])
             first, last = run.start * BLOCK_LEAVES + 1, run.stop * BLOCK_LEAVES
             for seq in ordered[bisect_left(ordered, first) : bisect_right(ordered, last)]:
                 if nodes.expired.over(seq, seq):
