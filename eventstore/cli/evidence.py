@@ -45,6 +45,7 @@ def bundle(
     occurred_to: Annotated[str | None, typer.Option(help="A time, exclusive.")] = None,
     seq_from: int | None = None,
     seq_to: int | None = None,
+    text: Annotated[str | None, typer.Option(help="Occurs in the old or the new value.")] = None,
     *,
     by: ByOption,
 ) -> None:
@@ -63,6 +64,7 @@ def bundle(
         occurred_to=occurred_to,
         seq_from=seq_from,
         seq_to=seq_to,
+        text=text,
     )
     summary = _with_progress(tenant, wanted, output, by, reason)
     gone = sum(last - first + 1 for first, last in summary.expired)
