@@ -256,9 +256,11 @@ def _network(peer: str | None) -> str:
         found = ipaddress.ip_address(peer or "")
     except ValueError:
         return "unknown"
-    if found.version == 6:
-        return str(ipaddress.ip_network((found, 64), strict=False))
-    return str(found)
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, 64), strict=False))
 
 
 def _refuse_useless(principal: Principal) -> None:

@@ -196,6 +196,7 @@ def test_tries_from_one_address_are_bounded(served: ServedConsole) -> None:
     assert tried(ELSEWHERE) == 401
     assert [tried(f"2001:db8::{n}") for n in range(6)] == [401] * 5 + [429]
     assert tried("2001:db8:0:1::1") == 401
+    assert [tried(f"::ffff:198.51.100.{n}") for n in range(6)] == [401] * 6  # six of IPv4
 
 
 def test_nobody_is_led_elsewhere(served: ServedConsole) -> None:
