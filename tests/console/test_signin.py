@@ -342,6 +342,11 @@ def test_without_an_administrator_this_machine_is_let_in_and_nobody_else(store: 
             assert answer.status_code == 401, way
             assert "eventstore keys create --role administrator" in answer.text
             assert "acme" not in answer.text
+        # A tenant's key is no administrator: its session is good on this machine alone.
+        own = served.person(Role.READER)
+        kept = {"eventstore": own.client.cookies["eventstore"]}
+        assert ask(served.app, "GET", "/console/reason", cookies=kept).status_code == 200
+        assert ask(served.app, "GET", "/console/reason", cookies=kept, peer=ELSEWHERE).status_code == 401
         served.key(Role.ADMINISTRATOR, None)
         assert client.get("/console/").headers["location"].startswith("/console/sign-in")
 
