@@ -13,7 +13,7 @@ from eventstore.clock import US_PER_S, parse_time_us, to_iso
 from eventstore.errors import InputError
 from eventstore.model.query import EventFilter
 
-__all__ = ["CONDITIONS", "Asked", "asked_of", "conditions", "moment"]
+__all__ = ["CONDITIONS", "ROWS", "ROWS_MAX", "Asked", "asked_of", "conditions", "moment"]
 
 _TEXTS = ("text", "entity_type", "entity_id", "actor", "action", "field", "source", "workspace_id")
 _TIMES = ("recorded_from", "recorded_to", "occurred_from", "occurred_to")
@@ -21,6 +21,9 @@ _SEQS = ("seq_from", "seq_to")
 _DETAILS = ("source", "workspace_id", "occurred_from", "occurred_to", *_SEQS)
 # In the order in which addresses have them.
 CONDITIONS = (*_TEXTS, *_TIMES, *_SEQS)
+# How many rows a page has: no condition, but a part of the address.
+_LIMIT = "limit"
+ROWS, ROWS_MAX = 50, 100
 _RANGES = (("recorded_from", "recorded_to"), ("occurred_from", "occurred_to"), _SEQS)
 
 
@@ -49,7 +52,12 @@ class Asked:
     @property
     def is_by_time(self) -> bool:
         """Whether nothing but recorded time and seq is asked for: what the catalog answers."""
-        return not set(self.typed) - {"recorded_from", "recorded_to", *_SEQS}
+        return not set(self.typed) - {"recorded_from", "recorded_to", *_SEQS, _LIMIT}
+
+    @property
+    def rows(self) -> int:
+        """How many rows a page is to have."""
+        return int(self.typed.get(_LIMIT, ROWS))
 
 
 def conditions(
@@ -67,10 +75,11 @@ def conditions(
     occurred_to: str = "",
     seq_from: str = "",
     seq_to: str = "",
+    limit: str = "",
 ) -> dict[str, str]:
     """The conditions of an address, for FastAPI to know; empty ones are none."""
     given = dict(locals())
-    return {name: given[name] for name in CONDITIONS if given[name].strip()}
+    return {name: given[name] for name in (*CONDITIONS, _LIMIT) if given[name].strip()}
 
 
 def asked_of(request: Request, typed: Mapping[str, str], also: tuple[str, ...] = ()) -> Asked:
@@ -88,7 +97,7 @@ def asked_of(request: Request, typed: Mapping[str, str], also: tuple[str, ...] =
         if isinstance(low, int) and isinstance(high, int) and low > high:
             problems[end] = "is before the beginning"
     given = [name for name, _ in request.query_params.multi_items()]
-    unknown = sorted(set(given) - {*CONDITIONS, *also})
+    unknown = sorted(set(given) - {*CONDITIONS, _LIMIT, *also})
     if unknown:
         problems[""] = f"There is no condition “{unknown[0][:100]}”, so nothing was searched for it."
     elif len(set(given)) < len(given):
@@ -110,6 +119,10 @@ def _value(name: str, typed: str) -> dict[str, object]:
         # A '+' of an offset that was sent unescaped arrives as a blank.
         text = typed.strip()
         return {f"{name}_us": parse_time_us(text.replace(" ", "+") if "T" in text else text)}
+    if name == _LIMIT:
+        if not typed.isascii() or not typed.isdigit() or not 1 <= int(typed[:9]) <= ROWS_MAX:
+            raise InputError("is no number of rows", hint=f"give 1 to {ROWS_MAX}")
+        return {}
     if name in _SEQS:
         text = typed.strip().replace(",", "")
         if not text.isascii() or not text.isdigit() or len(text) > 18:

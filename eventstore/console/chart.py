@@ -39,8 +39,8 @@ class Chart:
     """A chart. `next` goes on counting (None: all is counted)."""
 
     bars: list[Bar]
-    start: str
-    end: str
+    start_us: int
+    end_us: int
     most: int
     total: int
     next: Counting | None
@@ -111,7 +111,7 @@ def chart_of(found: Histogram, asked: Asked, base: str, hops: int) -> Chart:
     following = None
     if found.next_after is not None:
         following = Counting(hops + 1, found.next_after, first_us, last_us, tuple(found.counts))
-    return Chart(bars, moment(first_us), moment(last_us), most, sum(found.counts), following)
+    return Chart(bars, first_us, last_us, most, sum(found.counts), following)
 
 
 def _asked_end(asked: Asked, name: str, at_us: int, *, is_edge: bool) -> str | None:

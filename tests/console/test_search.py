@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
+from eventstore.console.asked import ROWS
 from eventstore.console.pages import search as search_page
 from eventstore.model.access import Role
 from eventstore.model.tenant import READS_TENANT
@@ -66,6 +67,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(search_page, name, 0.0)
     monkeypatch.setattr("eventstore.query.walk._BRISK_EVENTS", 10)
     monkeypatch.setattr("eventstore.query.walk._BRISK_SPAN", 10)
+    monkeypatch.setattr("eventstore.query.search._LAST_SEQS", 0)
 
 
 def _event(tenant: str, day: int, n: int) -> object:
@@ -112,7 +114,7 @@ def test_rows_go_on_in_place_and_as_pages_of_their_own(reader: Person) -> None:
     at = page
     while (address := _link(_OLDER, at)) is not None:
         at = reader.page(address)
-        assert len(_rows(at)) <= search_page.PAGE_EVENTS
+        assert len(_rows(at)) <= ROWS
         by_link += _rows(at)
     at = page
     while found := re.search(r'hx-get="([^"]*)" hx-target="#search-more"', at):
@@ -189,6 +191,7 @@ def test_every_search_is_one_address(reader: Person) -> None:
         ({"seq_from": "-1"}, "is no seq"),
         ({"recorded_from": "2024-03-03", "recorded_to": "2024-03-02"}, "is before the beginning"),
         ({"text": "x" * 200}, "128"),
+        ({"limit": "1000"}, "is no number of rows"),
         ({"actr": "ann"}, "There is no condition “actr”"),
     ],
 )
@@ -200,9 +203,9 @@ def test_a_mistake_is_said_beside_its_field_and_nothing_typed_is_lost(
     assert said in html.unescape(answer.text)
     assert _rows(answer.text) == []
     for name, value in params.items():
-        if name != "actr":
+        if name not in ("actr", "limit"):
             assert f'value="{value}"' in answer.text
-    if "actr" not in params:
+    if not params.keys() & {"actr", "limit"}:
         assert answer.text.count('aria-invalid="true"') == 1
 
 

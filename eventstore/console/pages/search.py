@@ -32,14 +32,13 @@ __all__ = ["router"]
 
 router = APIRouter()
 
-PAGE_EVENTS = 50
 # So many rows in one page of the browser's; what is older is a page of its own.
 SHOWN_MAX = 500
 # How often a part goes on by itself.
 HOPS_MAX = 20
 # What the page gives itself for its first rows, and for its chart; then each part. A step of the log more
 # may follow.
-_FIRST_S = 0.06
+_FIRST_S = 0.1
 _CHART_S = 0.05
 _PART_S = 0.5
 _ROUTE = "GET /console/t/{tenant}/search"
@@ -170,14 +169,14 @@ def _page(
         "base": base,
         "after": after,
         "quick": _quick(asked, base),
-        "exports": f"/console/t/{tenant}/exports?{asked.address()}"
+        "exports": f"/console/t/{tenant}/exports?{asked.address(limit=None)}"
         if me.may(Permission.EXPORT, tenant)
         else None,
     }
     if asked.wanted is None:
         return render(request, me, "search.html", 400, **context, chart=None, chart_address=None)
     with me.read(tenant, _ROUTE, _logged(asked, after)) as read:
-        found = search(read.reader, tenant, asked.wanted, after=after, limit=PAGE_EVENTS, budget_s=_FIRST_S)
+        found = search(read.reader, tenant, asked.wanted, after=after, limit=asked.rows, budget_s=_FIRST_S)
         drawn = None
         if asked.is_by_time or with_chart:
             budget_s = _PART_S if with_chart else _CHART_S
@@ -210,7 +209,7 @@ def _rows_part(
     before = SoFar.parse(so_far) if so_far else None
     assert asked.wanted is not None
     with me.read(tenant, _ROUTE, _logged(asked, after, part="rows")) as read:
-        found = search(read.reader, tenant, asked.wanted, after=after, limit=PAGE_EVENTS, budget_s=_PART_S)
+        found = search(read.reader, tenant, asked.wanted, after=after, limit=asked.rows, budget_s=_PART_S)
         read.covers(found.coverage, events=found.events.num_rows)
         rows = _rows(me, tenant, asked, base, found)
         more = _more(me, tenant, asked, base, found, before)
