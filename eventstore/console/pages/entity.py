@@ -35,7 +35,7 @@ STEPS_MAX = 50
 _LOOK_BACK = 50
 # Of a state: fields that are shown, and characters of each value.
 _FIELDS_MAX = 200
-_CHARACTERS_MAX = 500
+_CHARACTERS_MAX = 240
 _TOUCHES_MAX = 100
 _LOCAL_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,6})?)?")
 

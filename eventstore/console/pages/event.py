@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
 from eventstore.access.reads import ReadAction
+from eventstore.console.difference import difference
 from eventstore.console.evidence import (
     certificate_of,
     find_event,
@@ -58,6 +59,7 @@ def show(request: Request, me: Annotated[Visit, visit(Permission.READ)], tenant:
         "event.html",
         event=event,
         event_id=str(UUID(bytes=event.event_id)),
+        change=difference(event.old_value, event.new_value),
         values=[_shown(name, getattr(event, name)) for name in VALUE_FIELDS],
         entity=entity_address(tenant, event.entity_type, event.entity_id),
         before=event.seq - 1 or None,
