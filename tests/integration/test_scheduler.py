@@ -183,7 +183,7 @@ def test_the_jobs_of_a_store_plan_runs_for_workers(store: Store) -> None:
         scheduler.tick(wait=True)
         clock.move_to(START_US + DAY_US + 4 * HOUR_US)
         begun = scheduler.tick(wait=True)
-        assert {"retention", "expiry", "precreate", "governor", "scrub", "prune"} == set(begun)
+        assert {"retention", "expiry", "precreate", "governor", "scrub", "prune", "checkpoint"} == set(begun)
     finally:
         scheduler.close()
     runs = execute(store.database.url, "SELECT kind, requested_by, status FROM runs")
