@@ -352,8 +352,12 @@ class _Making:
         with self.database.app.transaction(self.tenant_id, one_snapshot=True) as conn:
             windows = list_windows(conn, self.tenant_id)
             segments = list_segments(conn, self.tenant_id)
-            certificates = [c for c in list_certificates(conn, self.tenant_id) if self._asks_for(c)]
-        certified = {c.certificate.window_from_us for c in certificates}
+            stored = list_certificates(conn, self.tenant_id)
+        certificates = []
+        for one in stored:
+            c = one.certificate
+            if self._asks_for(c.first_seq, c.last_seq, c.window_from_us, c.window_to_us):
+                certificates.append(one)
         whole = any(c.certificate.window_from_us is None for c in certificates)
         found = []
         for record in windows:
@@ -365,20 +369,23 @@ class _Making:
                     f"the window {record.window} was destroyed meanwhile",
                     hint="ask again; what is left comes whole",
                 )
-            if held or (expired and (whole or record.window.from_us in certified)):
+            window = record.window
+            if held or (expired and self._asks_for(record.first_seq, int(end), window.from_us, window.to_us)):
                 found.append(record)
         kept = {record.window.from_us for record in found}
         return found, [s for s in segments if s.range.window.from_us in kept], certificates
 
-    def _asks_for(self, stored: StoredCertificate) -> bool:
-        """Whether what a certificate stands for lies within the question, by seq and by recorded time."""
-        c, wanted = stored.certificate, self.wanted
-        if c.last_seq < (wanted.seq_from or 1) or c.first_seq > (wanted.seq_to or 0):
+    def _asks_for(
+        self, first_seq: int, last_seq: int, window_from_us: int | None, window_to_us: int | None
+    ) -> bool:
+        """Whether what was destroyed lies within the question, by seq and by recorded time."""
+        wanted = self.wanted
+        if last_seq < (wanted.seq_from or 1) or first_seq > (wanted.seq_to or 0):
             return False
-        if c.window_from_us is None or c.window_to_us is None:
-            return True
         start, end = wanted.recorded_from_us, wanted.recorded_to_us
-        return (start is None or c.window_to_us > start) and (end is None or c.window_from_us < end)
+        late = window_to_us is None or start is None or window_to_us > start
+        early = window_from_us is None or end is None or window_from_us < end
+        return late and early
 
 
 def _any_between(ends: Sequence[int], first: int, last: int) -> bool:
