@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 N ?= 200
 SECONDS ?= 600
 
-.PHONY: install demo test lint types check-migrations bench torture lock clean
+.PHONY: install demo test lint types check-migrations bench screenshots torture lock clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,9 @@ check-migrations: install
 
 bench: install
 	$(BIN)/python -m tests.bench
+
+screenshots: install
+	SCREENSHOTS=1 $(BIN)/python -m pytest tests/browser/test_screenshots.py -q
 
 torture: install
 	TORTURE_ROUNDS=$(N) TORTURE_SECONDS=$(SECONDS) $(BIN)/python -m pytest \
