@@ -29,7 +29,8 @@ _HIDDEN = re.compile(
 )
 # And what is a difference only where nothing else is one: white space, joiners, variation selectors.
 _BLANK = re.compile("[\\s\u200c\u200d\ufe00-\ufe0f]")
-_MARKS = {" ": "·", "\t": "⇥", "\n": "↵\n", "\r": "␍"}
+# Signs for blanks: a dot, an arrow to a bar, a turned arrow, the letters CR.
+_MARKS = {" ": "·", "\t": "\u21e5", "\n": "\u21b5\n", "\r": "\u240d"}
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
 
 
@@ -43,7 +44,7 @@ class Readable:
 
 def _code(found: re.Match[str] | str) -> str:
     character = found if isinstance(found, str) else found[0]
-    return f"⟦U+{ord(character):04X}⟧"
+    return f"\u27e6U+{ord(character):04X}\u27e7"
 
 
 def visible(text: str) -> str:
