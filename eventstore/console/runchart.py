@@ -13,7 +13,8 @@ from eventstore.query.run_view import RunSummary
 
 __all__ = ["HEIGHT", "WIDTH", "Bar", "Measure", "RunChart", "chart_of"]
 
-WIDTH, HEIGHT = 1000, 160
+WIDTH = 1000
+HEIGHT = 160
 _GAP = 0.2
 _WIDTH_MAX = 40.0
 # A run of nothing is seen, and one that failed more so.

@@ -67,6 +67,8 @@ def test_the_document_says_all(served: tuple[str, str]) -> None:
     document = requests.get(f"{base}/openapi.json", timeout=30).json()
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=base)
+    asked = requests.post(f"{base}/v1/tenants/acme/exports", headers=authorization, timeout=30)
+    export_id = asked.json()["export_id"]
     tried = 0
     met: set[str] = set()
     for result in schema.get_all_operations():
@@ -88,6 +90,8 @@ def test_the_document_says_all(served: tuple[str, str]) -> None:
             headers = dict(authorization)
             if "subscription" in case.path_parameters and case.method != "DELETE":
                 aim(case, tried)
+            if "export_id" in case.path_parameters and case.method != "DELETE" and tried % 3:
+                case.path_parameters = {"tenant": "acme", "export_id": export_id}
             if case.path.endswith("/feed"):
                 # Else the stream goes on for ever, as it has to.
                 headers["accept"] = "application/x-ndjson"
