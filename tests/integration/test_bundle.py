@@ -202,7 +202,9 @@ def test_questions(tiered: Store, tmp_path: Path) -> None:
 def test_hashes_before_scattered_events_are_read_in_few_looks(
     tiered: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And what comes after the checkpoint is in no bundle of it."""
     checkpoint = make_checkpoint(tiered.database, tiered.tiers, tiered.key, "acme")
+    append(tiered, "acme", new_event("1"))
     monkeypatch.setattr(bundle, "make_checkpoint", lambda *parts: checkpoint)
     # Proofs read whole blocks, and their own way.
     monkeypatch.setattr(bundle.Tree, "prove", lambda self, tenant, seqs, size, root: [[] for _ in seqs])
@@ -221,6 +223,7 @@ def test_hashes_before_scattered_events_are_read_in_few_looks(
     make(tiered, tmp_path / "b.zip", entity_id="1")
     assert looks == [(seq, seq) for seq in (7, 10, 13, 16, 19, 22, 25, 28)]
     assert members(tmp_path / "a.zip") == members(tmp_path / "b.zip")
+    assert seqs_in(tmp_path / "a.zip")[-1] == 29
 
 
 class TestRefused:

@@ -25,8 +25,10 @@ import pyarrow as pa
 import pytest
 
 from eventstore import verifier
+from eventstore.errors import InputError
 from eventstore.governance.envelope import CERTIFICATE_TYPE
 from eventstore.governance.signing import SigningKey
+from eventstore.integrity import bundle_zip
 from eventstore.integrity.bundle_zip import BundleZip, bundle_text
 from eventstore.integrity.merkle import inclusion_proof, leaf_hash, nodes_over, root_at
 from eventstore.model.event import TEXT_FIELDS, VALUE_FIELDS, Event, canonical_bytes, chain_hash, chain_start
@@ -614,6 +616,14 @@ def test_what_is_kept_in_memory_is_bounded(forged: Forged, monkeypatch: pytest.M
     monkeypatch.undo()
     monkeypatch.setattr(verifier, "LINE_MAX", 500)
     refused(octets, "a line has no end, or is too long")
+
+
+def test_what_a_zip_cannot_count_is_not_written(forged: Forged, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, most in (("BUNDLE_BYTES_MAX", 4_000), ("MEMBERS_MAX", 7)):
+        with monkeypatch.context() as patched:
+            patched.setattr(bundle_zip, name, most)
+            with pytest.raises(InputError, match="a bundle cannot hold"):
+                forged.octets()
 
 
 def test_nothing_but_the_texts_of_the_format_is_read(forged: Forged) -> None:
