@@ -7,6 +7,7 @@ import random
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -239,6 +240,23 @@ def test_nothing_is_lost_or_doubled_while_windows_move(lab: Lab, monkeypatch: py
             patched.setattr(Tiers, "state", lambda s, n, t=tenant, d=days: moving(s, n, t, d))
             counted = _counted(tiers, tenant.name, wanted, edges)
         assert counted.counts == [sum(a <= at < b for at in times) for a, b in pairwise(edges)]
+
+
+def test_what_goes_between_a_look_and_its_count_is_counted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows are archived and dropped after the watermark was read, before the hot events are counted."""
+    tenant = lab.tenant(2)
+    _, tiers = lab.reader()
+    tally, days = Tiers.tally_hot, iter([0, 1])
+
+    def late(self: Tiers, *args: Any) -> dict[int, int]:
+        for day in days:
+            tenant.archive(day)
+        return tally(self, *args)
+
+    monkeypatch.setattr(Tiers, "tally_hot", late)
+    counted = count_by_time(tiers, tenant.name, EventFilter(), [START_US, START_US + 2 * DAY_US])
+    assert next(days, None) is None
+    assert counted.counts == [2 * PER_DAY]
 
 
 def test_parts_cover_the_whole_range_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
