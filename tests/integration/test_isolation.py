@@ -32,6 +32,7 @@ from eventstore.clock import FixedClock
 from eventstore.governance.exports import ExportLimits, Wish, ask_export
 from eventstore.governance.holds import place_hold
 from eventstore.governance.keys import create_key
+from eventstore.integrity.checkpoints import make_checkpoint
 from eventstore.model.access import PERMISSIONS, Permission, Principal, Role
 from eventstore.model.export import FileFormat
 from eventstore.model.hold import HoldScope
@@ -86,6 +87,7 @@ def fill(store: Store, clock: FixedClock, tenant: str, mark: str) -> dict[str, s
         )
         append(store, tenant, event, event)
     run_retention(store, START_US + 2 * DAY_US, tenant)
+    make_checkpoint(store.database, store.tiers, store.key, tenant)
     place_hold(store.database, tenant, f"{mark}-case", f"{mark} reason", f"{mark} by", HoldScope(), START_US)
     key, _ = create_key(
         store.database,
@@ -110,6 +112,7 @@ def fill(store: Store, clock: FixedClock, tenant: str, mark: str) -> dict[str, s
         runs = conn.execute(sa.text("SELECT run_id FROM runs ORDER BY started_at DESC LIMIT 1")).scalar()
     return {
         "tenant": tenant,
+        "seq": "1",
         "seq_or_event_id": str(event_id),
         "event_id": str(event_id),
         "entity_id": f"{mark}-entity",
