@@ -21,7 +21,7 @@ from eventstore.query.reader import LogReader, Page
 
 __all__ = ["EVENTS_MAX", "Life", "Touch", "entity_life", "entity_page", "merge_coverage", "state_at"]
 
-EVENTS_MAX = 2_000
+EVENTS_MAX = 300
 # Events of one field are picked out of so many: a look for a field that an entity hardly ever has does not
 # read its whole history at once.
 _PICKED_FROM_MAX = 4_000
