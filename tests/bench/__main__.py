@@ -31,6 +31,7 @@ _BENCHMARKS = {
     "feed": "tests.bench.feed",
     "rls": "tests.bench.rls",
     "client": "tests.bench.client",
+    "console": "tests.bench.console",
 }
 
 
