@@ -171,6 +171,7 @@ QUESTIONS: tuple[tuple[dict[str, Any], str | None], ...] = (
     ({"seq_from": 7}, "from seq 7 to 30"),
     ({"seq_from": 3, "seq_to": 20}, None),
     ({"entity_id": "2"}, None),
+    ({"entity_id": "0"}, None),  # begins right behind what was destroyed
     ({"recorded_from_us": START_US + 2 * DAY_US, "recorded_to_us": START_US + 4 * DAY_US}, None),
     ({"seq_from": 1, "seq_to": 6}, None),
     ({"entity_id": "nobody's"}, None),
