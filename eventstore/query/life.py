@@ -21,10 +21,12 @@ from eventstore.query.reader import LogReader, Page
 
 __all__ = ["EVENTS_MAX", "Life", "Touch", "entity_life", "entity_page", "merge_coverage", "state_at"]
 
+# An archived history lies scattered over segments, each of which takes its time: with 2,000 events a page of
+# the busiest entity took longer than a page may.
 EVENTS_MAX = 300
 # Events of one field are picked out of so many: a look for a field that an entity hardly ever has does not
 # read its whole history at once.
-_PICKED_FROM_MAX = 4_000
+_PICKED_FROM_MAX = 1_000
 _FIRST_EVENTS = 100
 _BYTES_MAX = 16 * 2**20
 
