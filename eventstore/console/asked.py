@@ -23,7 +23,8 @@ _DETAILS = ("source", "workspace_id", "occurred_from", "occurred_to", *_SEQS)
 CONDITIONS = (*_TEXTS, *_TIMES, *_SEQS)
 # How many rows a page has: no condition, but a part of the address.
 _LIMIT = "limit"
-ROWS, ROWS_MAX = 50, 100
+ROWS = 50
+ROWS_MAX = 100
 _RANGES = (("recorded_from", "recorded_to"), ("occurred_from", "occurred_to"), _SEQS)
 
 
@@ -99,7 +100,7 @@ def asked_of(request: Request, typed: Mapping[str, str], also: tuple[str, ...] =
     given = [name for name, _ in request.query_params.multi_items()]
     unknown = sorted(set(given) - {*CONDITIONS, _LIMIT, *also})
     if unknown:
-        problems[""] = f"There is no condition “{unknown[0][:100]}”, so nothing was searched for it."
+        problems[""] = f'There is no condition "{unknown[0][:100]}", so nothing was searched.'
     elif len(set(given)) < len(given):
         problems[""] = "A condition is given more than once."
     if problems:

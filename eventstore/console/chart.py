@@ -12,7 +12,8 @@ from eventstore.query.histogram import BARS_MAX, Histogram, edges_between
 
 __all__ = ["HEIGHT", "WIDTH", "Bar", "Chart", "Counting", "chart_of"]
 
-WIDTH, HEIGHT = 1000, 120
+WIDTH = 1000
+HEIGHT = 120
 # A span with any events is seen, however few they are.
 _HEIGHT_MIN = 2
 _CONTINUED = re.compile(r"-?[0-9]{1,18}(?:,-?[0-9]{1,18}){4,}")

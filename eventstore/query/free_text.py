@@ -1,9 +1,9 @@
 r"""Free text in values: one pattern that Postgres and DuckDB understand alike.
 
 Values are stored as the JSON text that the caller sent, so one character can stand there in several ways:
-`ä` as itself or as `\u00e4`, a quote as `\"`. A person who searches types none of that. So the pattern names
-every way in which a character may be written, and both of its cases: engines are asked for neither, since
-each folds case by tables of its own.
+an e with an accent as itself or as `\u00e9`, a quote as `\"`. A person who searches types none of that. So
+the pattern names every way in which a character may be written, and both of its cases: engines are asked for
+neither, since each folds case by tables of its own.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def _written(char: str) -> str:
 
 
 def _cases(char: str) -> list[str]:
-    """A character and its other case. Where that is several characters, or of ASCII, it has none: `ß` is not
-    SS, and the Kelvin sign no k."""
+    """A character and its other case. Where that is several characters, or of ASCII, it has none: sharp s is
+    not SS, and the Kelvin sign no k."""
     found = dict.fromkeys([char, char.lower(), char.upper()])
     return [c for c in found if c == char or (len(c) == 1 and not c.isascii())]
 

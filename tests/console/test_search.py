@@ -192,7 +192,7 @@ def test_every_search_is_one_address(reader: Person) -> None:
         ({"recorded_from": "2024-03-03", "recorded_to": "2024-03-02"}, "is before the beginning"),
         ({"text": "x" * 200}, "128"),
         ({"limit": "1000"}, "is no number of rows"),
-        ({"actr": "ann"}, "There is no condition “actr”"),
+        ({"actr": "ann"}, 'There is no condition "actr"'),
     ],
 )
 def test_a_mistake_is_said_beside_its_field_and_nothing_typed_is_lost(
