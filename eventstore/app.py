@@ -23,8 +23,8 @@ from eventstore.db.migrate import check_schema, current_version, upgrade
 from eventstore.db.roles import EMBEDDED_LOGIN, kept_password, make_login, with_login
 from eventstore.errors import EventStoreError, IntegrityError, SetupError, TargetUnavailableError
 from eventstore.governance.certificates import check_certificates, knows_keys, latest_copy, trusted_keys
-from eventstore.governance.sessions import prune_sessions
 from eventstore.governance.export_making import prune_exports
+from eventstore.governance.sessions import prune_sessions
 from eventstore.governance.signing import MissingKey, SigningKey
 from eventstore.hot.append import Appender
 from eventstore.integrity.binding import bind_archive

@@ -184,14 +184,14 @@ class Settings(BaseSettings):
         description="Exports that each API process makes in the background at once; 0: it makes none.",
     )
     export_bytes_max: int = Field(
-        16 * 2**30, gt=0, description="The largest file of an export that is made in the background, in bytes."
+        16 * 2**30,
+        gt=0,
+        description="The largest file of an export that is made in the background, in bytes.",
     )
     exports_per_caller_max: int = Field(
         3, ge=1, description="Exports of one caller that may wait or be made in the background at once."
     )
-    exports_per_tenant_max: int = Field(
-        10, ge=1, description="The same for one tenant, of all its callers."
-    )
+    exports_per_tenant_max: int = Field(10, ge=1, description="The same for one tenant, of all its callers.")
     append_workers: int = Field(4, ge=1, le=64, description="Tenants that are written to at the same time.")
     limit_requests_per_s: int = Field(
         1000,

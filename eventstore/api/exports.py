@@ -62,7 +62,8 @@ class SeqSpan(msgspec.Struct, forbid_unknown_fields=True):
 
 class ExportShown(msgspec.Struct, forbid_unknown_fields=True):
     """An export. What is null is not known yet, or was not given. `events` and `size_bytes` grow while it is
-    made; `progress` is how much of the log that it covers was looked at, from 0 to 1. `expired` are the seqs that it should hold and that were destroyed before."""
+    made; `progress` is how much of the log that it covers was looked at, from 0 to 1. `expired` are the seqs
+    that it should hold and that were destroyed before."""
 
     export_id: Uuid
     state: ExportState

@@ -21,7 +21,16 @@ from eventstore.query.run_entries import ENTRY_COLUMNS, HELD_LOCKS, IS_UNDERSTOO
 from eventstore.query.run_longest import longest_window
 from eventstore.query.run_view import EntriesPage, RunSummary, RunView
 
-__all__ = ["ENTRIES_MAX", "LATEST", "RUNS_MAX", "before_last_entries", "find_run", "list_runs", "read_entries", "read_run"]
+__all__ = [
+    "ENTRIES_MAX",
+    "LATEST",
+    "RUNS_MAX",
+    "before_last_entries",
+    "find_run",
+    "list_runs",
+    "read_entries",
+    "read_run",
+]
 
 RUNS_MAX = 200
 ENTRIES_MAX = 1000

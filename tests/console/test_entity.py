@@ -227,9 +227,7 @@ def test_what_is_no_time_is_refused(world: World, as_of: str) -> None:
 
 def test_from_a_step_to_the_state_just_then(world: World) -> None:
     page = world.page(entity_type="order", entity_id="1")
-    (link,) = re.findall(
-        r'href="([^"]*)#state">state then<span class="visually-hidden">, after #3<', page
-    )
+    (link,) = re.findall(r'href="([^"]*)#state">state then<span class="visually-hidden">, after #3<', page)
     text = text_of(world.person.page(html.unescape(link)))
     assert "status sent to Ann on Monday #3" in text
 
