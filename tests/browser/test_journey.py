@@ -107,7 +107,8 @@ def test_a_hold_is_placed_after_a_look_at_what_it_covers(
     page.get_by_label("Entities", exact=True).fill(f"patient/{PATIENT}")
     page.get_by_role("button", name="Look what it covers").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Place this hold?")
-    assert f"{len(_changes(world))} " in page.inner_text("main")
+    together = page.get_by_role("row", name="together").get_by_role("cell")
+    assert together.first.inner_text() == str(len(_changes(world)))
     page.get_by_role("button", name="Place the hold").click()
     page.wait_for_url("**/holds/*done=placed")
     with world.store.database.transaction() as conn:
