@@ -33,7 +33,7 @@ def cover(begin: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def lost_hash(level: int) -> bytes:
-    """The hash of a full subtree over events whose hashes are not known: each stands there as `LOST_VALUE`."""
+    """The hash of a full subtree over events whose hashes are not known: each is `LOST_VALUE`."""
     found = sha256(b"\0" + LOST_VALUE).digest()
     for _ in range(level):
         found = sha256(b"\1" + found + found).digest()
