@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 N ?= 200
 SECONDS ?= 600
 
+# Tests wait now and then, for locks, leases and processes: so one more at a time than there are CPUs.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
+
 .PHONY: install demo test lint types check-migrations bench screenshots torture lock clean
 
 install: $(VENV)/.installed
@@ -21,7 +24,7 @@ demo: install
 	@$(BIN)/python -m eventstore.demo
 
 test: install
-	$(BIN)/python -m pytest -n logical --dist loadscope
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
 lint: install
 	$(BIN)/ruff check .
