@@ -26,7 +26,7 @@ from eventstore.governance.holds import (
     place_hold,
     release_hold,
 )
-from eventstore.governance.record import mirror_or_warn, required_text, unmirrored
+from eventstore.governance.record import EntryKind, mirror_or_warn, required_text, unmirrored
 from eventstore.governance.scopes import preview_scopes
 from eventstore.model.access import Permission
 from eventstore.model.hold import Hold, HoldScope
@@ -43,6 +43,7 @@ Holder = Annotated[Visit, visit(Permission.HOLD)]
 HoldId = Annotated[uuid.UUID, Path()]
 
 _PAGE = 20
+_OF_HOLDS = (EntryKind.HOLD_PLACED.value, EntryKind.HOLD_RELEASED.value)
 _ENTITIES_SHOWN = 200
 # In a list, holds over more entities than this are counted by their times alone.
 _ENTITIES_LOOKED_FOR = 100
@@ -88,9 +89,9 @@ def _quick(scope: HoldScope) -> HoldScope:
 
 
 def _uncopied(store: Store, tenant: str) -> bool:
-    """Whether a change of this tenant's has no copy in the archive yet."""
+    """Whether a hold of this tenant's was placed or released of which the archive has no copy yet."""
     with store.database.transaction() as conn:
-        return any(entry.tenant_id == tenant for entry in unmirrored(conn))
+        return any(entry.tenant_id == tenant and entry.kind in _OF_HOLDS for entry in unmirrored(conn))
 
 
 # --- placing ------------------------------------------------------------------------------------------
