@@ -130,7 +130,8 @@ def serve_store(store: Store, host: str, port: int, *, access_log: bool = False)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNTAKEN_MS)
     with listener:
         base = f"http://{host}:{listener.getsockname()[1]}"
-        typer.echo(f"Serving {base}/v1 (described at {base}/openapi.json). Ctrl-C stops it.")
+        typer.echo(f"Serving {base}/v1 (described at {base}/openapi.json), and for people {base}/console.")
+        typer.echo("Ctrl-C stops it.")
         _tell_how_to_begin(store)
         application = create_web(store)
 
