@@ -71,7 +71,7 @@ _VIEW = {
 
 @router.get(
     "/explain",
-    dependencies=[allow(Permission.OPERATE)],
+    dependencies=[allow(Permission.EXPLAIN)],
     summary="Why something is where it is, what comes next, and what is in the way",
     responses=answers(ExplanationView, example=_VIEW),
 )

@@ -37,6 +37,7 @@ __all__ = ["PolicyDocument", "PolicyMembers", "override_from", "router"]
 router = APIRouter(dependencies=[Depends(known_parameters)])
 
 Caller = Annotated[Principal, allow(Permission.OPERATE)]
+Reader = Annotated[Principal, allow(Permission.EXPLAIN)]
 Duration = Annotated[str, msgspec.Meta(max_length=64, description="e.g. 90d, 12h or 1d12h")]
 
 
@@ -232,7 +233,7 @@ _DONE = {"tenant": "acme", "version": _VERSION}
     summary="The deployment's default policy",
     responses=answers(PolicyView, example={**_VIEW, "tenant": None}),
 )
-async def default_policy(request: Request, caller: Caller) -> Response:
+async def default_policy(request: Request, caller: Reader) -> Response:
     """What tenants follow where they say nothing else."""
     return await _show(request, None)
 
@@ -253,7 +254,7 @@ async def change_default(request: Request, caller: Caller) -> Response:
     summary="Every version of the deployment's default policy",
     responses=answers(PolicyVersions, example={"tenant": None, "versions": [_VERSION]}),
 )
-async def default_versions(request: Request, caller: Caller) -> Response:
+async def default_versions(request: Request, caller: Reader) -> Response:
     """Oldest first."""
     return await _versions(request, None)
 
@@ -277,7 +278,7 @@ async def preview_default(request: Request, caller: Caller) -> Response:
     summary="A tenant's policy in force",
     responses=answers(PolicyView, example=_VIEW),
 )
-async def tenant_policy(tenant: str, request: Request, caller: Caller) -> Response:
+async def tenant_policy(tenant: str, request: Request, caller: Reader) -> Response:
     """Its own policy over the deployment's default over what is built in."""
     return await _show(request, tenant)
 
@@ -299,7 +300,7 @@ async def change_policy(tenant: str, request: Request, caller: Caller) -> Respon
     summary="Every version of a tenant's own policy",
     responses=answers(PolicyVersions, example={"tenant": "acme", "versions": [_VERSION]}),
 )
-async def tenant_versions(tenant: str, request: Request, caller: Caller) -> Response:
+async def tenant_versions(tenant: str, request: Request, caller: Reader) -> Response:
     """Oldest first. None: it has followed the default all the time."""
     return await _versions(request, tenant)
 

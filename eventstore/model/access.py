@@ -27,15 +27,16 @@ class Permission(StrEnum):
     READ = "read"
     EXPORT = "export"
     HOLD = "hold"
-    OPERATE = "operate"  # policies and runs
+    EXPLAIN = "explain"  # see policies, and why something is where it is
+    OPERATE = "operate"  # change policies, and runs
     ADMINISTER = "administer"  # tenants and keys
 
 
 PERMISSIONS: dict[Role, frozenset[Permission]] = {
     Role.WRITER: frozenset({Permission.APPEND}),
     Role.READER: frozenset({Permission.READ}),
-    Role.COMPLIANCE: frozenset({Permission.READ, Permission.EXPORT, Permission.HOLD}),
-    Role.OPERATOR: frozenset({Permission.OPERATE}),
+    Role.COMPLIANCE: frozenset({Permission.READ, Permission.EXPORT, Permission.HOLD, Permission.EXPLAIN}),
+    Role.OPERATOR: frozenset({Permission.OPERATE, Permission.EXPLAIN}),
     Role.ADMINISTRATOR: frozenset(Permission),
 }
 

@@ -181,7 +181,7 @@ def test_the_read_is_written_down(world: World) -> None:
     ("role", "holds", "plan", "export"),
     [
         (Role.READER, False, False, False),
-        (Role.COMPLIANCE, True, False, True),
+        (Role.COMPLIANCE, True, True, True),
         (Role.ADMINISTRATOR, True, True, True),
     ],
 )

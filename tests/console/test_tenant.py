@@ -126,7 +126,7 @@ def test_the_map_can_be_narrowed_and_says_what_is_wrong_with_a_time(served: Serv
     assert "Nothing was recorded between" in empty
 
 
-def test_the_policy_the_next_steps_and_holds_are_told_to_who_may_hold(
+def test_the_policy_the_next_steps_and_holds_are_told_to_who_may_see_policies(
     tiered: Store, served: ServedConsole
 ) -> None:
     now_us = tiered.database.now_us()

@@ -179,6 +179,23 @@ def test_a_change_that_destroys_sooner_is_explained_confirmed_and_withdrawn(face
     assert again.version is None
 
 
+def test_compliance_sees_policies_and_changes_none(face: Face) -> None:
+    name = face.tenant(tiers=[{"target": "archive", "for": "1d"}], then="expire")
+    client = face.callers.as_role(Role.COMPLIANCE, name)
+    path = f"/v1/tenants/{name}/policy"
+    seen = ok(client.get(path), PolicyView)
+    assert seen == ok(face.callers.as_role(Role.OPERATOR, name).get(path), PolicyView)
+    assert len(ok(client.get(f"{path}/versions"), PolicyVersions).versions) == 1
+    problem(client.put(path, json={"policy": None, "reason": "x"}), 403, "forbidden")
+    problem(client.post(f"{path}/preview", json={"policy": None}), 403, "forbidden")
+    of_deployment = face.callers.as_role(Role.COMPLIANCE, None)
+    ok(of_deployment.get("/v1/policy"), PolicyView)
+    problem(of_deployment.put("/v1/policy", json={"policy": {}, "reason": "x"}), 403, "forbidden")
+    problem(client.get("/v1/policy"), 403, "forbidden")
+    for role in (Role.WRITER, Role.READER):
+        problem(face.callers.as_role(role, name).get(path), 403, "forbidden")
+
+
 def test_a_policy_that_makes_no_sense_is_refused_and_nothing_is_changed(face: Face) -> None:
     name = face.tenant()
     path = f"/v1/tenants/{name}/policy"
@@ -332,8 +349,12 @@ def test_what_was_destroyed_has_certificates_and_an_explanation(face: Face) -> N
     problem(client.get(f"{path}/certificates/0"), 400, "invalid-request")
 
     problem(client.get(f"{path}/explain"), 403, "forbidden")
+    whole_of_compliance = ok(
+        face.callers.as_role(Role.COMPLIANCE, name).get(f"{path}/explain"), ExplanationView
+    )
     operator = face.callers.as_role(Role.OPERATOR, name)
     whole = ok(operator.get(f"{path}/explain"), ExplanationView)
+    assert whole_of_compliance.subject == whole.subject
     gone = ok(operator.get(f"{path}/explain", params={"seq": 1}), ExplanationView)
     assert "destroyed" in gone.place
     assert "certificate 1" in gone.in_words

@@ -72,7 +72,7 @@ def show(request: Request, me: Annotated[Visit, visit(Permission.READ)], tenant:
             tenant,
             event,
             with_holds=me.may(Permission.HOLD, tenant),
-            with_plan=me.may(Permission.OPERATE, tenant),
+            with_plan=me.may(Permission.EXPLAIN, tenant),
         ),
         proof=proof_of(store, tenant, event),
         bundle=_bundle(me, tenant, event),

@@ -53,7 +53,7 @@ class Coming:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What holds for the tenant: shown to who may hold or operate, as the API tells nobody else."""
+    """What holds for the tenant: shown to who may see policies, as the API tells nobody else."""
 
     policy: PolicyFacts
     sentences: list[str]
@@ -93,7 +93,7 @@ def show(
     `explained`)."""
     store = me.store
     now_us = store.database.now_us()
-    may_know = me.may(Permission.HOLD, tenant) or me.may(Permission.OPERATE, tenant)
+    may_know = me.may(Permission.EXPLAIN, tenant)
     if is_fragment(request) and may_know:
         with store.database.transaction() as conn:
             holds = holds_in_force(conn, tenant)
