@@ -301,11 +301,11 @@ async def cancel(tenant: str, export_id: str, request: Request) -> Response:
     | {
         206: {
             "description": "The part that was asked for",
-            "content": {_MEDIA_TYPE: {"schema": {"type": "string"}}},
+            "content": {_MEDIA_TYPE: {"schema": {"type": "string"}, "example": "seq,eve"}},
         },
         416: {
             "description": "The range lies beyond the file",
-            "content": {"text/plain": {"schema": {"type": "string"}}},
+            "content": {"text/plain": {"schema": {"type": "string"}, "example": "Range Not Satisfiable"}},
         },
     }
     | NOT_MODIFIED,

@@ -40,7 +40,10 @@ _ARCHIVE_EVENTS = 250_000
 _BRISK_SPAN = 4_000
 _BRISK_EVENTS = 32_000
 _BRISK_S = (0.06, 0.2)
-# Where Bloom filters help, each further step may look at this many times more segments than the last.
+# No step is made smaller than for this many.
+_STEP_EVENTS_MIN = 1000
+# Where Bloom filters help, each further step may look at this many times more segments than the last, unless
+# it has to be brisk.
 _SELECTIVE_GROWTH = 16
 # Steps are sized by what events turn out to take in memory: a first small one, then about this much.
 _STEP_BYTES = 32 * 2**20
@@ -69,8 +72,8 @@ class Walk:
     step_bytes: int = _STEP_BYTES  # about what a step takes in memory
     every_step: bool = False  # tell of steps that found nothing, too: of how far the walk has come
     brisk: bool = False  # no step takes long: for whoever stops by the clock, and for costly conditions
-    hot_span: int = _HOT_SPAN  # of seqs, for the next hot step
-    budget: int = _ARCHIVE_EVENTS  # of events, for the next archive step
+    hot_span: int = 0  # of seqs, for the next hot step
+    budget: int = 0  # of events, for the next archive step
     listed: LogState | None = None  # the state for which `parts` and `without` were listed
     parts: Sequence[ArchivePart] = ()
     without: set[int] = field(default_factory=set)  # segments that cannot hold the entity, by first seq
@@ -80,8 +83,9 @@ class Walk:
     def run(self, after: int | None) -> Iterator[pa.Table]:
         state = self.tiers.state(self.tenant_id)
         self._bound(state, after)
-        if self.brisk or self.wanted.text is not None:
-            self.brisk, self.hot_span, self.budget = True, _BRISK_SPAN, _BRISK_EVENTS
+        self.brisk = self.brisk or self.wanted.text is not None
+        self.hot_span = _BRISK_SPAN if self.brisk else _HOT_SPAN
+        self.budget = _BRISK_EVENTS if self.brisk else _ARCHIVE_EVENTS
         while self.lower <= self.upper and self.remaining > 0:
             at = self.upper if self.descending else self.lower
             if at <= state.archived_through:
@@ -125,7 +129,7 @@ class Walk:
         self._check_range(events, [(first, last)])
         self._advance(events, first, last)
         self.coverage.add_hot(first, last)
-        self.hot_span = min(_HOT_SPAN, max(1000, self._paced(self.hot_span, begun_s)))
+        self.hot_span = min(_HOT_SPAN, max(_STEP_EVENTS_MIN, self._paced(self.hot_span, begun_s)))
         return events, after
 
     def _archive(self, state: LogState) -> tuple[pa.Table, LogState]:
@@ -181,9 +185,10 @@ class Walk:
         self._count([p for p in group if self._may_match(p) and (p.target, p.key) not in away], first, last)
         self.coverage.unreadable += [u for u in unreadable if u not in self.coverage.unreadable]
         if self.wanted.is_selective:
-            self.budget *= _SELECTIVE_GROWTH
+            grown = self.budget * _SELECTIVE_GROWTH
+            self.budget = max(_STEP_EVENTS_MIN, self._paced(self.budget, begun_s)) if self.brisk else grown
         else:
-            self.budget = min(_ARCHIVE_EVENTS, max(1000, self._paced(self.budget, begun_s)))
+            self.budget = min(_ARCHIVE_EVENTS, max(_STEP_EVENTS_MIN, self._paced(self.budget, begun_s)))
         return events
 
     def _paced(self, size: int, begun_s: float) -> int:

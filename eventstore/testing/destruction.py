@@ -20,7 +20,7 @@ _MEMBERS = {
     *("format_version", "store_id", "tenant_id", "number", "previous_sha256", "kind", "window_from"),
     *("window_to", "first_seq", "last_seq", "event_count", "hash_before", "hash_after", "segments"),
     *("policy_version", "policy", "head_seq", "head_hash", "head_recorded_at", "decided_by", "reason"),
-    *("issued_at", "signed_at"),
+    *("issued_at", "signed_at", "subtrees"),
 }
 _COPY = re.compile(r"tenant_id=([^/]+)/certificates/(\d{8})\.json")
 # What belongs to no window: whose archive it is, copies of governance and keys, and left probes.
@@ -97,6 +97,7 @@ def _destroyed(said: Row) -> Destroyed:
         said["window_from"]
     ):
         raise ValueError(f"it is of kind {said['kind']!r}, from {said['window_from']}")
+    _check_subtrees(said)
     window = None
     if said["window_from"]:
         window = (parse_us(said["window_from"]), parse_us(said["window_to"]))
@@ -109,6 +110,20 @@ def _destroyed(said: Row) -> Destroyed:
         said["head_seq"],
         bytes.fromhex(said["head_hash"]),
     )
+
+
+def _check_subtrees(said: Row) -> None:
+    """The full subtrees of a certificate make its range of leaves (seq - 1), one after the other."""
+    at = said["first_seq"] - 1
+    for subtree in said["subtrees"]:
+        size = 2 ** subtree["level"]
+        if set(subtree) != {"level", "index", "hash"} or subtree["index"] * size != at:
+            raise ValueError(f"its subtrees do not go on at leaf {at}")
+        if len(bytes.fromhex(subtree["hash"])) != 32:
+            raise ValueError("a subtree's hash has not 32 bytes")
+        at += size
+    if at != said["last_seq"]:
+        raise ValueError(f"its subtrees end at leaf {at}")
 
 
 def _fits(said: Row, row: Row, payload: bytes) -> bool:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from sqlalchemy.engine import make_url
 
+from eventstore.model.subtrees import lost_subtrees
 from eventstore.testing.invariants import Report, check_store
 from tests.conftest import create_database
 from tests.crash.world import BASE_US, HOUR_US, SEED_EVENTS, Host, World
@@ -328,6 +329,9 @@ def _offboard(world: World) -> None:
         "event_count": last_seq,
         "hash_after": last_hash.hex(),
         "segments": [],
+        "subtrees": [
+            {"level": s.level, "index": s.index, "hash": s.hash.hex()} for s in lost_subtrees(1, last_seq)
+        ],
     }
     envelope, sha256 = sealed(payload, key_of(world))
     with psycopg.connect(world.url) as conn:
