@@ -301,14 +301,26 @@ class Tree:
 
 def keep(conn: sa.Connection, tenant_id: str, kept: Kept) -> None:
     """Keep the leaves of blocks in which checkpoints end, in the transaction that destroys them. (The
-    subtrees are the certificate's, and kept with it.)"""
+    subtrees are the certificate's, and kept with it.) What was kept of a block when another window was
+    destroyed stays; two that are destroyed at once add to each other."""
+    tile = tree_tiles.c
     for block, leaves in kept.blocks.items():
         values = {"tenant_id": tenant_id, "level": 0, "tile": block, "hashes": leaves}
-        conn.execute(
-            insert(tree_tiles)
-            .values(values)
-            .on_conflict_do_update(index_elements=["tenant_id", "level", "tile"], set_={"hashes": leaves})
-        )
+        stored = insert(tree_tiles).values(values).on_conflict_do_nothing().returning(tile.tile)
+        if conn.execute(stored).one_or_none() is not None:
+            continue
+        where = (tile.tenant_id == tenant_id, tile.level == 0, tile.tile == block)
+        before = bytes(conn.execute(sa.select(tile.hashes).where(*where).with_for_update()).scalar_one())
+        conn.execute(sa.update(tree_tiles).where(*where).values(hashes=_merge(before, leaves)))
+
+
+def _merge(before: bytes, found: bytes) -> bytes:
+    """The leaves of a block as they were kept before, and where they were not known, as they were found."""
+    merged = bytearray(before.ljust(len(found), b"\0"))
+    for at in range(0, len(found), HASH_BYTES):
+        if not is_known(bytes(merged[at : at + HASH_BYTES])):
+            merged[at : at + HASH_BYTES] = found[at : at + HASH_BYTES]
+    return bytes(merged)
 
 
 def _add_to_tile(conn: sa.Connection, tenant_id: str, level: int, first: int, hashes: bytes) -> None:

@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from eventstore.model.subtrees import LOST_VALUE, Subtree, cover
 from eventstore.model.window import WindowUnit
 from eventstore.query.tiers import Tiers
 from eventstore.repair.rebuild import rebuild
+from eventstore.retention import expiring
 from eventstore.retention.compactor import RunOrder
 from tests.conftest import create_database
 from tests.unit.helpers import (
@@ -242,6 +244,39 @@ def test_what_is_left_is_proven_after_windows_were_destroyed(history: History, t
     # What the certificate says, and nothing else, is in the database.
     execute(store.database.url, "UPDATE tree_subtrees SET hash = sha256('x') WHERE level = 1")
     assert any("not as it was certified" in p.message for p in verify_tenant(store, "acme").problems)
+
+
+@pytest.mark.parametrize(
+    ("order", "at_once"),
+    [*((order, False) for order in permutations(range(3))), ((0, 1, 2), True), ((2, 0, 1), True)],
+    ids=["012", "021", "102", "120", "201", "210", "at-once-012", "at-once-201"],
+)
+def test_windows_within_a_block_are_destroyed_in_any_order(
+    history: History, order: tuple[int, ...], at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leaves that were kept of a block are added to, whatever window comes first; also when what is to be
+    kept of all of them was read before any of them was gone."""
+    for count in (90, 40, 70, 200):
+        history.add(count // 2)
+        history.sign()
+        history.add(count - count // 2 - 3)
+        history.sign()
+        history.add(3)
+        history.day += 1
+    history.sign()
+    run_retention(history.store, START_US + history.day * DAY_US)
+    if at_once:
+        tree = tree_of(history.store)
+        tree.grow("acme", len(history.values))
+        rows = execute(history.store.database.url, "SELECT first_seq, last_seq FROM windows")
+        found = {row: tree.to_keep("acme", *row) for row in rows if row[1] is not None}
+        monkeypatch.setattr(
+            expiring, "_to_keep", lambda task: found[task.record.first_seq, task.record.last_seq]
+        )
+    for day in order:
+        history.expire([day])
+    history.check()
+    assert verify_tenant(history.store, "acme").problems == []
 
 
 def test_the_tree_is_made_anew_from_the_targets(
