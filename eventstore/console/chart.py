@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from eventstore.clock import US_PER_S
+from eventstore.clock import US_PER_S, clamp_us
 from eventstore.console.asked import Asked, moment
 from eventstore.errors import InputError
 from eventstore.query.histogram import BARS_MAX, Histogram, edges_between
@@ -73,10 +73,8 @@ class Counting:
             raise InputError("bars: is no count that goes on", hint=hint)
         hops, after, from_us, to_us, *counts = map(int, text.split(","))
         found = Counting(hops, after, from_us, to_us, tuple(counts))
-        try:
-            fits = from_us < to_us and len(found.edges_us) == len(counts) + 1 <= BARS_MAX + 1
-        except (ValueError, OverflowError):
-            fits = False
+        shown = from_us < to_us and (clamp_us(from_us), clamp_us(to_us)) == (from_us, to_us)
+        fits = shown and len(found.edges_us) == len(counts) + 1 <= BARS_MAX + 1
         if not fits or after < 1 or hops < 0 or min(counts) < 0:
             raise InputError("bars: is no count that goes on", hint=hint)
         return found

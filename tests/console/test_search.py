@@ -255,6 +255,8 @@ def test_the_chart_counts_in_parts_and_its_bars_lead_to_their_events(
         {"part": "chart", "bars": "1,2,3,4"},
         {"part": "chart", "bars": f"0,5,0,{10**17},1"},
         {"part": "chart", "bars": f"0,5,{-(10**17)},{9 * 10**17},{','.join('1' * 50)}"},
+        {"part": "chart", "bars": "0,5,999999999999999000,999999999999999999,0"},  # beyond the year 9999
+        {"part": "chart", "bars": f"0,5,{-(10**17)},{-(10**17) + 1000},0"},  # before the year 1
         {"part": "nothing"},
         {"part": "chart", "recorded_from": "never"},
     ],
