@@ -62,7 +62,10 @@ def _is_own(request: Request) -> bool:
         return True
     if len(origins) > 1:
         return False
-    found = urlsplit(origins[0])
+    try:
+        found = urlsplit(origins[0])
+    except ValueError:
+        return False
     ours = {request.headers.get("host")}
     console_url = request.app.state.api.state.store.settings.console_url
     if console_url is not None:

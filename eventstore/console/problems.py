@@ -57,14 +57,22 @@ def _first(request: Request, where: str, status: int) -> Response:
     a redirect by itself, and put the other page into a part of this one."""
     back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     if is_fragment(request):
-        shown = urlsplit(request.headers.get("HX-Current-URL", ""))
-        back = shown.path + (f"?{shown.query}" if shown.query else "")
+        back = _shown(request.headers.get("HX-Current-URL", ""))
     elif request.method != "GET":
         back = HOME
     address = f"{where}?next={quote(own_page(back), safe='/')}"
     if is_fragment(request):
         return Response(status_code=status, headers={"HX-Redirect": address})
     return RedirectResponse(address, 303)
+
+
+def _shown(url: str) -> str:
+    """The page of an address that a browser says it shows; its beginning for what is no address."""
+    try:
+        shown = urlsplit(url)
+    except ValueError:
+        return HOME
+    return shown.path + (f"?{shown.query}" if shown.query else "")
 
 
 def _own_tenant(request: Request) -> str | None:

@@ -112,6 +112,9 @@ def test_whoever_is_not_signed_in_is_led_to_the_sign_in(served: ServedConsole, w
         assert part.status_code == 401
         assert part.headers["hx-redirect"] == "/console/sign-in?next=/console/t/acme/search%3Fq%3D1"
         assert part.content == b""
+    broken = {"hx-request": "true", "hx-current-url": "http://["}
+    nowhere = client.get("/console/t/acme/search", headers=broken)
+    assert (nowhere.status_code, nowhere.headers["hx-redirect"]) == (401, "/console/sign-in?next=/console/")
 
 
 def test_no_role_comes_further_than_it_may(served: ServedConsole, walked: list[Page]) -> None:
@@ -175,6 +178,9 @@ def test_forms_are_bounded_and_nothing_else_is_taken(ann: Person) -> None:
     assert ann.client.post(where, content=in_parts(), headers=form).status_code == 413  # says no length
     for site, status in (("same-origin", 303), ("same-site", 403), ("cross-site", 403), ("none", 403)):
         assert sent(body, **{"sec-fetch-site": site}) == status
+    ours = f"http://{ann.client.base_url.netloc.decode()}"
+    for origin, status in ((ours, 303), ("http://elsewhere.example", 403), ("http://[", 403), ("null", 403)):
+        assert sent(body, origin=origin) == status
 
 
 def test_every_kind_of_answer_has_the_headers(served: ServedConsole, ann: Person) -> None:
