@@ -38,7 +38,8 @@ __all__ = ["NOBODY", "Door"]
 
 # Nobody is signed in: answered by the way to the sign-in page.
 NOBODY = 401
-# What one address may try in a second, and how many keys are looked at at the same time.
+# What one address may try in a second, and how many keys are looked at, and answers of the issuer waited for,
+# at the same time: the threads that pages and the API need are left for whoever is let in.
 _ATTEMPTS_PER_S = 5
 _LOOKUPS = 4
 # Of the things that a sign-in leaves with the browser until it is done.
@@ -55,6 +56,8 @@ class Door:
         self.sessions = sessions
         self.oidc = _oidc(settings)
         self.lookups = anyio.CapacityLimiter(_LOOKUPS)
+        # Apart from those: an issuer that hangs holds up nobody who has a key.
+        self.at_issuer = anyio.CapacityLimiter(_LOOKUPS)
         self._attempts = CallerLimits(replace(settings.default_limits, requests_per_s=_ATTEMPTS_PER_S))
         self._token_here = secrets.token_urlsafe(32)
 

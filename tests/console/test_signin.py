@@ -4,7 +4,9 @@ keeps."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +21,7 @@ from eventstore.access.limits import CallerLimits
 from eventstore.app import Store
 from eventstore.clock import SystemClock
 from eventstore.console.problems import own_page
-from eventstore.errors import SetupError
+from eventstore.errors import RetryError, SetupError
 from eventstore.governance.keys import revoke_key
 from eventstore.governance.sessions import csrf_of as token_of
 from eventstore.model.access import Role
@@ -473,6 +475,46 @@ def test_an_issuer_that_is_away(with_issuer: ServedConsole, issuer: Issuer) -> N
         assert answer.headers["retry-after"] == "5"
     assert len(issuer.asked) == 1  # it is left in peace for a moment
     assert sign_in(client, with_issuer.key(Role.READER)[1]).status_code == 303
+
+
+def test_an_issuer_that_hangs_holds_up_nobody_else(
+    with_issuer: ServedConsole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many wait for it, threads are left for whoever is let in."""
+    waiting = 80  # twice the threads that the requests of a process share
+    door = with_issuer.app.state.console.state.door
+    reader = with_issuer.person(Role.READER)
+    kept = base64.urlsafe_b64encode(b'{"state":"","nonce":"","verifier":"","back_to":""}').decode()
+    hung, go_on = threading.Semaphore(0), threading.Event()
+
+    def hang(*_: object) -> None:
+        hung.release()
+        assert go_on.wait(60)
+        raise RetryError("the issuer does not answer")
+
+    monkeypatch.setattr(door.oidc, "begin", hang)
+    monkeypatch.setattr(door.oidc, "finish", hang)
+
+    async def asked() -> tuple[int, set[int]]:
+        cookies = {"cookie": f"eventstore-issuer={kept}"}
+        own = {"cookie": f"eventstore={reader.client.cookies['eventstore']}"}
+        async with httpx.AsyncClient(base_url=with_issuer.url, timeout=60) as browser:
+            tasks = [
+                asyncio.create_task(
+                    browser.get(f"/console/sign-in/{('issuer', 'done')[n % 2]}", headers=cookies)
+                )
+                for n in range(waiting)
+            ]
+            try:
+                for _ in range(4):
+                    assert await asyncio.to_thread(hung.acquire, timeout=30)
+                page = await browser.get("/console/reason", headers=own, timeout=10)
+            finally:
+                go_on.set()
+                answers = await asyncio.gather(*tasks)
+        return page.status_code, {answer.status_code for answer in answers}
+
+    assert asyncio.run(asked()) == (200, {503})
 
 
 def test_the_secret_of_the_console_is_kept(

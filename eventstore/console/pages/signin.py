@@ -101,20 +101,20 @@ def _no_key() -> UnauthenticatedError:
 
 
 @router.get("/sign-in/issuer")
-def to_issuer(request: Request, back_to: _Next = "") -> Response:
+async def to_issuer(request: Request, back_to: _Next = "") -> Response:
     """Go to the issuer. A link, and no form: the issuer's address could not be the target of one."""
     door = _door(request)
     if door.oidc is None:
         raise HTTPException(404)
     door.admit_attempt(request)
-    url, pending = door.oidc.begin()
+    url, pending = await anyio.to_thread.run_sync(door.oidc.begin, limiter=door.at_issuer)
     answer = RedirectResponse(url, 303)
     door.keep_pending(request, answer, pending, own_page(back_to))
     return answer
 
 
 @router.get("/sign-in/done")
-def from_issuer(request: Request) -> Response:
+async def from_issuer(request: Request) -> Response:
     """Come back from the issuer."""
     door = _door(request)
     if door.oidc is None:
@@ -122,12 +122,13 @@ def from_issuer(request: Request) -> Response:
     door.admit_attempt(request)
     try:
         pending, back_to = door.pending(request)
-        session = door.by_issuer(pending, dict(request.query_params))
+        answered = dict(request.query_params)
+        session = await anyio.to_thread.run_sync(door.by_issuer, pending, answered, limiter=door.at_issuer)
     except UnauthenticatedError:
         error = UnauthenticatedError("you were not signed in there", hint="try again from here")
         return _sign_in_page(request, own_page(""), error)
     answer = RedirectResponse(own_page(back_to), 303)
-    door.let_in(request, answer, session)
+    await run_in_threadpool(door.let_in, request, answer, session)
     return answer
 
 
