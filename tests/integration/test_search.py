@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from eventstore.clock import from_us, to_us
 from eventstore.db.engine import Database
 from eventstore.model.query import EventFilter
+from eventstore.model.segment import Segment
 from eventstore.query.histogram import (
     BARS_MAX,
     Histogram,
@@ -200,6 +202,29 @@ def test_a_count_that_is_interrupted_says_what_is_sure(lab: Lab, monkeypatch: py
     assert len(unsure) > 4
     assert unsure == sorted(unsure, reverse=True)
     assert 0 < unsure[-1] < unsure[0]
+
+
+def test_slow_steps_stay_small_for_one_entity_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stops by the clock is kept by no step that has grown, however selective conditions are."""
+    monkeypatch.setattr("eventstore.query.walk._BRISK_EVENTS", 12)
+    monkeypatch.setattr("eventstore.query.walk._STEP_EVENTS_MIN", 12)
+    monkeypatch.setattr("eventstore.query.walk._BRISK_S", (-1.0, -1.0))  # every step takes long
+    tenant = _busy(lab)
+    for day in range(7):
+        tenant.archive(day, "archive")
+    reader, _ = lab.reader()
+    steps: list[int] = []
+    archived = Tiers.archived
+
+    def counted(self: Tiers, segments: Sequence[Segment], *given: Any, **named: Any) -> pa.Table:
+        steps.append(len(segments))
+        return archived(self, segments, *given, **named)
+
+    monkeypatch.setattr(Tiers, "archived", counted)
+    found = search(reader, tenant.name, EventFilter(entity_id="1"), limit=100, budget_s=60)
+    assert found.next_after is None
+    assert len(steps) > 3
+    assert max(steps) <= 2  # segments
 
 
 def test_nothing_is_lost_or_doubled_while_windows_move(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
