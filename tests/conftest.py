@@ -32,6 +32,19 @@ os.environ.pop("COLUMNS", None)
 TODAY_US = 1_795_219_200_000_000
 
 
+# Folders of tests, the longest tests first. Processes that share a run then end with short ones, together.
+_FOLDERS = ("crash", "browser", "property", "integration", "console", "contract", "migration")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def turn(item: pytest.Item) -> tuple[bool, int]:
+        folder = item.path.parent.name
+        place = _FOLDERS.index(folder) if folder in _FOLDERS else len(_FOLDERS)
+        return item.get_closest_marker("slow") is None, place
+
+    items.sort(key=turn)
+
+
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """A Postgres server: the one EVENTSTORE_TEST_DATABASE_URL names, else an embedded one."""
