@@ -22,8 +22,8 @@ import psycopg
 import sqlalchemy as sa
 
 from eventstore.access.reads import Asked, Read, ReadAction, ReadsLog
-from eventstore.app import Store
-from eventstore.clock import to_iso
+from eventstore.app import Store, keepers_of
+from eventstore.clock import US_PER_S, to_iso
 from eventstore.db.engine import Database
 from eventstore.errors import EventStoreError, StateError
 from eventstore.governance.export_making import (
@@ -51,6 +51,8 @@ _log = logging.getLogger(__name__)
 ROUTE = "POST /v1/tenants/{tenant}/exports"
 _LOOK_S = 1.0
 _SWEEP_S = 60.0
+# A file of which the database knows nothing is kept for so much longer than one that it knows.
+_UNKNOWN_MORE_US = 86_400 * US_PER_S
 # How often it is asked whether whoever asked still may.
 _RECHECK_S = 5.0
 _REFUSED = "whoever asked for it may not export this tenant's events any more"
@@ -101,11 +103,13 @@ class ExportWorker:
         host: str | None = None,
     ) -> None:
         settings = store.settings
-        self.folder = ExportFolder(settings.resolved_exports_dir, settings.export_bytes_max)
+        self._kept_us = parse_duration_us(settings.exports_kept)
+        self.folder = ExportFolder(
+            settings.resolved_exports_dir, settings.export_bytes_max, self._kept_us + _UNKNOWN_MORE_US
+        )
         self._store, self._reads, self._meter_of = store, reads, meter_of
         self._host = host or socket.gethostname()
         self._lease_us = parse_duration_us(settings.lease)
-        self._kept_us = parse_duration_us(settings.exports_kept)
         self._jobs: dict[threading.Thread, _Job] = {}
         self._wake, self._over = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="exports", daemon=True)
@@ -278,7 +282,10 @@ class ExportWorker:
         export, made, store = job.export, job.made, self._store
 
         def progress(done: int, _: int | None) -> None:
-            job.look(done, 0, 0)
+            size_bytes = self.folder.written_bytes(part)
+            job.look(done, size_bytes, 0)
+            self.folder.check_size(size_bytes)
+            self.folder.check_room()
 
         summary = write_bundle(
             store.database,
@@ -288,6 +295,7 @@ class ExportWorker:
             export.wanted,
             part,
             reader=read.reader,
+            keepers=keepers_of(store.settings, export.tenant_id),
             asked_by=export.asked_by,
             reason=export.reason,
             now_us=export.asked_us,

@@ -11,14 +11,17 @@ import hashlib
 import io
 import os
 import re
+import shutil
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from eventstore.clock import US_PER_S
 from eventstore.db.engine import Database
-from eventstore.errors import TooLargeError
+from eventstore.errors import StateError, TooLargeError
 from eventstore.governance.export_making import expire_exports, states_of
 from eventstore.model.export import SUFFIXES, BackgroundExport, ExportState
 
@@ -28,11 +31,16 @@ _PART = ".part"
 _ENDINGS = "|".join(re.escape(suffix) for suffix in SUFFIXES.values())
 _ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 # A bundle is written under a temporary name of its own, beside the one that it is asked for.
-_OWN = r"(?:\.[0-9a-f]{8}\.part)?"
-_NAME = re.compile(rf"\.?({_ID})\.([0-9]{{1,9}})\.(?:{_ENDINGS})({re.escape(_PART)}{_OWN})?")
+_OWN = r"\.part\.[0-9a-f]{8}\.part"
+_NAME = re.compile(rf"(\.)?({_ID})\.([1-9][0-9]{{0,8}})\.(?:{_ENDINGS})(?(1){_OWN}|(?:\.part)?)")
 _READ_BYTES = 2**20
 # So many names are asked of the database at once.
 _ASKED_AT_ONCE = 1000
+# So much of the disk is left free for others, among them perhaps the store's own database: of a small one, a
+# part; looked at each time that so much more is written.
+_FREE_BYTES_MIN = 2**30
+_FREE_PART_MIN = 20
+_ROOM_LOOK_BYTES = 16 * 2**20
 
 # Makes the file of this name, which does not exist yet.
 Fill = Callable[[Path], None]
@@ -41,10 +49,12 @@ Fill = Callable[[Path], None]
 @dataclass(frozen=True, slots=True)
 class ExportFolder:
     """The folder. A file may have `size_bytes_max` bytes. Nobody but the process's own account may look into
-    it."""
+    it. Files of exports of which the database knows nothing, for it is older than they are, go when nobody
+    has written them for `unknown_kept_us`; None: they stay."""
 
     path: Path
     size_bytes_max: int
+    unknown_kept_us: int | None = None
 
     def prepare(self) -> None:
         """Make the folder, if need be.
@@ -64,9 +74,11 @@ class ExportFolder:
 
         Raises:
             TooLargeError: it is larger than it may be.
+            StateError: there is too little room for it.
             OSError: it cannot be written.
         """
         self.prepare()
+        self.check_room()
         path = self.path_of(export)
         part = path.with_name(path.name + _PART)
         try:
@@ -89,15 +101,40 @@ class ExportFolder:
 
         Raises:
             TooLargeError: it is larger than it may be.
+            StateError: there is too little room for it.
             OSError: it cannot be written.
         """
-        size_bytes = 0
+        size_bytes = looked_bytes = 0
         with _create(part) as file:
             for piece in pieces:
                 file.write(piece)
                 size_bytes += len(piece)
                 self.check_size(size_bytes)
+                if size_bytes - looked_bytes >= _ROOM_LOOK_BYTES:
+                    looked_bytes = size_bytes
+                    self.check_room()
                 look(size_bytes)
+
+    def written_bytes(self, part: Path) -> int:
+        """How much of a file there is by now, also if it is written under a temporary name of its own."""
+        size_bytes = 0
+        for entry in os.scandir(self.path):
+            if entry.name == part.name or entry.name.startswith(f".{part.name}."):
+                with suppress(FileNotFoundError):  # it was renamed just now
+                    size_bytes += entry.stat(follow_symlinks=False).st_size
+        return size_bytes
+
+    def check_room(self) -> None:
+        """
+        Raises:
+            StateError: so little room is left on the disk that what is there belongs to others.
+        """
+        disk = shutil.disk_usage(self.path)
+        if disk.free < min(_FREE_BYTES_MIN, disk.total // _FREE_PART_MIN):
+            raise StateError(
+                "too little room is left on the disk on which exports are put",
+                hint="ask whoever runs the store for room, or narrow the times",
+            )
 
     def check_size(self, size_bytes: int) -> None:
         """
@@ -118,22 +155,30 @@ class ExportFolder:
 
     def sweep(self, database: Database, *, tenant_id: str | None = None) -> list[str]:
         """End the exports whose time has come, and all of a tenant that is offboarded, and remove the files
-        of those that have ended, with what processes that died have left; the names that went. A file of
-        which the database knows nothing stays."""
+        of those that have ended, with what processes that died have left; the names that went. A file whose
+        name is not exactly that of an export stays."""
         expire_exports(database, tenant_id=tenant_id)
         found: dict[str, tuple[UUID, int, bool]] = {}
+        unknown_before_s = float("-inf")
+        if self.unknown_kept_us is not None:
+            unknown_before_s = time.time() - self.unknown_kept_us / US_PER_S
+        old: set[str] = set()
         with suppress(FileNotFoundError):  # no export was ever made on this machine
             for entry in os.scandir(self.path):
                 match = _NAME.fullmatch(entry.name)
                 if match is not None and entry.is_file(follow_symlinks=False):
-                    found[entry.name] = UUID(match[1]), int(match[2]), match[3] is not None
+                    found[entry.name] = UUID(match[2]), int(match[3]), entry.name.endswith(_PART)
+                    with suppress(FileNotFoundError):  # it has gone since
+                        if entry.stat(follow_symlinks=False).st_mtime < unknown_before_s:
+                            old.add(entry.name)
         ids = sorted({export_id for export_id, _, _ in found.values()})
         states: dict[UUID, tuple[ExportState, int]] = {}
         for start in range(0, len(ids), _ASKED_AT_ONCE):
             states |= states_of(database, ids[start : start + _ASKED_AT_ONCE])
         removed = []
         for name, (export_id, attempt, is_part) in found.items():
-            if export_id in states and not _is_wanted(*states[export_id], attempt, is_part=is_part):
+            known = states.get(export_id)
+            if name in old if known is None else not _is_wanted(*known, attempt, is_part=is_part):
                 with suppress(FileNotFoundError):
                     (self.path / name).unlink()
                     removed.append(name)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import httpx
@@ -86,6 +86,12 @@ def log(store: Store, clock: FixedClock) -> Store:
     run_retention(store, START_US + 3 * DAY_US)
     assert store.tiers.state("acme").archived_through == 15
     return store
+
+
+class DiskUsage(NamedTuple):
+    total: int
+    used: int
+    free: int
 
 
 def folder_of(store: Store) -> ExportFolder:
@@ -229,7 +235,15 @@ def test_making_and_downloading_are_written_down(log: Store) -> None:
     assert json.loads(entries[0]["metadata"]) == {"reason": "case 7"}
 
 
-def test_a_bundle_is_made_and_verifies(log: Store, tmp_path: Path) -> None:
+def test_a_bundle_is_made_and_verifies(log: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    written_bytes = ExportFolder.written_bytes
+
+    def noted(self: ExportFolder, part: Path) -> int:
+        sizes.append(written_bytes(self, part))
+        return sizes[-1]
+
+    monkeypatch.setattr(ExportFolder, "written_bytes", noted)
     with calling(log) as callers:
         client = callers.as_role(Role.COMPLIANCE)
         shown = ended(
@@ -238,6 +252,7 @@ def test_a_bundle_is_made_and_verifies(log: Store, tmp_path: Path) -> None:
         assert shown["state"] == "ready", shown
         assert (shown["events"], shown["through_seq"], shown["progress"]) == (8, 21, 1.0)
         got = client.get(f"{PATH}/{shown['export_id']}/file")
+    assert 0 < sizes[-1] < len(got.content)  # it grows as it is written
     bundle = tmp_path / shown["file_name"]
     bundle.write_bytes(got.content)
     program = [sys.executable, "-m", "eventstore.verifier", str(bundle)]
@@ -417,6 +432,43 @@ def test_what_expires_goes_and_nothing_else(log: Store) -> None:
     assert prune_exports(log.database, log.database.now_us() + 1) == 2
 
 
+def test_files_that_no_row_knows_go_when_they_are_old(log: Store) -> None:
+    """After the database was restored from an older copy, say."""
+    where = log.settings.resolved_exports_dir
+    where.mkdir(parents=True)
+    unknown = "019a48f1-d680-7000-8000-0368969ec29a"
+    ours = [
+        f"{unknown}.1.ndjson",
+        f"{unknown}.2.csv.part",
+        f"{unknown}.3.evidence.zip",
+        f".{unknown}.3.evidence.zip.part.0123abcd.part",
+    ]
+    others = [
+        f"{unknown}.1.ndjson.gz",
+        f"{unknown}.0.ndjson",
+        f"{unknown}.1.txt",
+        f".{unknown}.1.ndjson",
+        f"{unknown}.3.evidence.zip.part.0123abcd.part",
+        f"{unknown.upper()}.1.ndjson",
+        f"a{unknown}.1.ndjson",
+        "notes.txt",
+    ]
+    now_s = time.time()
+    kept_s = (7 + 1) * 86_400  # as the settings say, and a day
+    for name in [*ours, *others]:
+        (where / name).write_text("somebody's")
+        os.utime(where / name, (now_s, now_s - kept_s - 60))
+    young = f"{unknown}.9.csv"
+    (where / young).write_text("somebody's")
+    os.utime(where / young, (now_s, now_s - kept_s + 60))
+    (where / f"{unknown}.4.csv").mkdir()
+    (where / f"{unknown}.5.csv").symlink_to(where / "notes.txt")
+    with calling(log):
+        until(lambda: not set(ours) & set(files(log)), "old files are still there")
+    assert set(files(log)) == {*others, young, f"{unknown}.4.csv", f"{unknown}.5.csv"}
+    assert folder_of(log).sweep(log.database) == []
+
+
 def test_a_file_that_lies_elsewhere_is_said_to(log: Store) -> None:
     with calling(log) as callers:
         client = callers.as_role(Role.COMPLIANCE)
@@ -485,6 +537,56 @@ def test_a_file_that_is_too_large_is_not_made(log: Store) -> None:
         assert shown["state"] == "failed"
         assert "larger than 1000 bytes" in shown["error"]
         assert files(log) == []
+
+
+def test_a_bundle_that_is_too_large_ends_while_it_is_written(
+    log: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 0
+
+    def endless(*given: Any, progress: Callable[[int, int | None], None], **_: Any) -> None:
+        nonlocal written
+        path: Path = given[5]
+        staged = path.with_name(f".{path.name}.0123abcd.part")
+        try:
+            with staged.open("xb", buffering=0) as file:
+                for events in range(100):
+                    written += file.write(b"x" * 300)
+                    progress(events, None)
+        finally:
+            staged.unlink()
+
+    monkeypatch.setattr(export_worker, "write_bundle", endless)
+    small = replace(log, settings=log.settings.model_copy(update={"export_bytes_max": 1000}))
+    with calling(small) as callers:
+        client = callers.as_role(Role.COMPLIANCE)
+        shown = ended(client, client.post(PATH, params={"format": "bundle"}))
+    assert (shown["state"], shown["size_bytes"], written) == ("failed", 1200, 1200)
+    assert "larger than 1000 bytes" in shown["error"]
+    assert files(log) == []
+
+
+@pytest.mark.parametrize("form", ["ndjson", "bundle"])
+@pytest.mark.parametrize("looks", [0, 1], ids=["before", "meanwhile"])
+def test_the_disk_is_never_filled_up(
+    log: Store, monkeypatch: pytest.MonkeyPatch, form: str, looks: int
+) -> None:
+    free = [2**40] * looks
+    total = 2**40
+
+    def usage(_: Path) -> DiskUsage:
+        return DiskUsage(total, 0, free.pop() if free else 2**30 - 1)
+
+    monkeypatch.setattr(export_files.shutil, "disk_usage", usage)
+    monkeypatch.setattr(export_files, "_ROOM_LOOK_BYTES", 1)
+    with calling(log) as callers:
+        client = callers.as_role(Role.COMPLIANCE)
+        shown = ended(client, client.post(PATH, params={"format": form}))
+        assert shown["state"] == "failed"
+        assert "too little room is left on the disk" in shown["error"]
+        assert files(log) == []
+        total = 20 * 2**29  # of a small disk less is enough
+        assert ended(client, client.post(PATH, params={"format": form}))["state"] == "ready"
 
 
 # --- how many, and whose ----------------------------------------------------------------------------------
