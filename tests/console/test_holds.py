@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -100,9 +101,20 @@ def test_a_hold_is_looked_at_placed_stops_destruction_and_is_released(served: Se
     }
     looked = ann.post(f"{base}/preview", **form)
     assert looked.status_code == 200, looked.text
-    assert row(looked.text, "archive") == ["archive", "2", "up to 2", "up to 10"]
-    assert "stops the destruction of 2 windows with 10 events" in looked.text
-    assert "2 are due now" in looked.text
+    assert row(looked.text, "archive") == ["archive", "not counted", "up to 2", "up to 10"]
+    assert f'hx-post="{base}/preview" hx-trigger="load"' in looked.text
+    fields = {"csrf": ann.csrf, **sent(looked)}
+    fragment = ann.client.post(f"{base}/preview", data=fields, headers={"hx-request": "true"})
+    assert "<html" not in fragment.text
+    without_scripts = ann.post(f"{base}/preview", **sent(looked), counted="true")
+    assert "hx-post" not in without_scripts.text
+    for counted in (fragment, without_scripts):
+        assert counted.status_code == 200, counted.text
+        assert row(counted.text, "archive") == ["archive", "2", "up to 2", "up to 10"]
+    for page in (looked, fragment, without_scripts):
+        assert "stops the destruction of 2 windows with 10 events" in page.text
+        assert "2 are due now" in page.text
+        assert "lower bound" not in page.text
     assert holds_of(store, "flow") == [], "looking holds nothing"
     placed = [ann.post(base, **sent(looked)) for _ in range(2)]
     assert [answer.status_code for answer in placed] == [303, 303], "a double click"
@@ -140,9 +152,29 @@ def test_a_hold_is_looked_at_placed_stops_destruction_and_is_released(served: Se
 
 def test_counting_what_a_scope_covers_is_written_to_the_log_of_reads(served: ServedConsole) -> None:
     ann = filled(served, "logged")
-    ann.post("/console/t/logged/holds/preview", **EVERYTHING)
+    path = "/console/t/logged/holds/preview"
+    assert "hx-post" not in ann.post(path, **EVERYTHING).text, "the catalog tells how many are all"
+    ann.post(path, **{**EVERYTHING, "covers": "entities", "entities": "order/1"}, counted="true")
     entries = [row["new_value"] for row in read(served.store, READS_TENANT) if row["entity_id"] == "logged"]
     assert any("POST /console/t/{tenant}/holds/preview" in str(entry) for entry in entries)
+
+
+def test_looking_at_a_hold_reads_no_event_until_they_are_counted(
+    served: ServedConsole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is shown at once, however long counting takes."""
+    ann = filled(served, "quick")
+
+    def reads(*_: Any, **__: Any) -> Any:
+        raise AssertionError("events are read")
+
+    monkeypatch.setattr("eventstore.query.walk.Walk.run", reads)
+    fields = {**EVERYTHING, "covers": "entities", "entities": "order/1", "from": "2024-03-02T05:00:00Z"}
+    many = "\n".join(f"order/{number}" for number in range(150))
+    for more in ({}, {"covers": "everything", "entities": ""}, {"entities": many, "from": ""}):
+        answer = ann.post("/console/t/quick/holds/preview", **{**fields, **more})
+        assert answer.status_code == 200, answer.text
+        assert "Count the events of its scope" in answer.text
 
 
 def test_a_form_that_is_not_right_says_so_beside_each_field_and_loses_nothing(served: ServedConsole) -> None:

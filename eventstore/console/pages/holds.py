@@ -126,15 +126,25 @@ async def edit(tenant: str, request: Request, me: Holder) -> Response:
 @router.post("/t/{tenant}/holds/preview")
 async def preview(tenant: str, request: Request, me: Holder) -> Response:
     """What the hold would cover and stop. Nothing is held."""
-    wanted = read_form(await form(request, me))
+    fields = await form(request, me)
+    wanted, fragment = read_form(fields), is_fragment(request)
 
     def look() -> Response:
         if "name" not in wanted.problems:
             _refuse_name(me.store, tenant, wanted)
         if wanted.problems or wanted.scope is None:
             return _form_page(request, me, wanted, 400)
-        measure = _measure(me, tenant, wanted.scope, "POST /console/t/{tenant}/holds/preview")
-        with me.store.database.transaction() as conn:
+        _reasoned(me)
+        certain = not wanted.scope.entities
+        store = me.store
+        if fragment or fields.get("counted"):
+            measure = _measure(me, tenant, wanted.scope, "POST /console/t/{tenant}/holds/preview")
+        else:
+            now_us = store.database.now_us()
+            measure = measure_scope(store.database, None, tenant, wanted.scope, now_us=now_us)
+        if fragment:
+            return render(request, me, "_hold_counts.html", measure=measure, certain=certain, titled=True)
+        with store.database.transaction() as conn:
             others = len(holds_in_force(conn, tenant))
         return render(
             request,
@@ -143,6 +153,8 @@ async def preview(tenant: str, request: Request, me: Holder) -> Response:
             form=wanted,
             words=scope_words(wanted.scope),
             measure=measure,
+            certain=certain,
+            uncounted=not measure.exact and not fields.get("counted"),
             others=others,
         )
 
@@ -232,7 +244,9 @@ def case(
     if fragment or counted:
         measure = _measure(me, tenant, hold.scope, "GET /console/t/{tenant}/holds/{hold_id}")
     if fragment:
-        return render(request, me, "_hold_counts.html", measure=measure, certain=not hold.scope.entities)
+        return render(
+            request, me, "_hold_counts.html", measure=measure, certain=not hold.scope.entities, titled=False
+        )
     return render(request, me, "hold.html", **_case_context(me, tenant, hold), measure=measure, done=done)
 
 
