@@ -4,16 +4,16 @@ the hashes of events."""
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from eventstore.db.engine import Database
 from eventstore.db.tables_tree import tree_subtrees, tree_tiles, trees
-from eventstore.errors import IntegrityError
+from eventstore.errors import ArchiveDamageError, IntegrityError, StateError
 from eventstore.integrity.merkle import BLOCK_LEAVES, BLOCK_LEVEL, HASH_BYTES, leaf_hash, node_hash
-from eventstore.query.tiers import Tiers, list_expired
+from eventstore.query.tiers import Tiers, list_expired, span
 
 __all__ = ["UNKNOWN", "Expired", "Nodes", "is_known", "load_nodes"]
 
@@ -52,7 +52,8 @@ class Expired:
 
 class Nodes:
     """The node source of `integrity.merkle` for one log, as one call sees it. `grown`: how many leaves are in
-    whole blocks whose roots are stored; `last_seq`: where the log ends."""
+    whole blocks whose roots are stored. `damaged_too`: leaves that cannot be read any more are not known;
+    else they are an error."""
 
     def __init__(
         self,
@@ -64,11 +65,14 @@ class Nodes:
         expired: Expired,
         kept: dict[tuple[int, int], bytes],
         tiles: dict[tuple[int, int], bytes],
+        damaged_too: bool = False,
     ) -> None:
         self.tenant_id, self.grown, self.expired = tenant_id, grown, expired
         self._database, self._tiers = database, tiers
         self._kept, self._tiles = kept, tiles
         self._last_seq = tiers.state(tenant_id).last_seq
+        self._damaged_too = damaged_too
+        self._unreadable: set[tuple[int, int]] = set()  # parts of the archive, by their seqs
         # Leaves of blocks, and what was made of them; the nodes above blocks.
         self._leaves: dict[int, list[bytes]] = {}
         self._low: dict[int, dict[tuple[int, int], bytes | None]] = {}
@@ -78,17 +82,21 @@ class Nodes:
         """The hash of a full subtree.
 
         Raises:
-            IntegrityError: it is not known: events beneath it were destroyed.
+            StateError: it is not known: events beneath it were destroyed.
+            IntegrityError: it is not known, though nothing of it was destroyed.
+            ArchiveDamageError, CoverageError, TargetUnavailableError
         """
         found = self.find(level, index)
-        if found is None:
-            first = (index << level) + 1
-            raise IntegrityError(
-                f"the tree of {self.tenant_id!r} over seq {first} to {first + (1 << level) - 1} is not known:"
-                " something of it was destroyed and not kept",
+        if found is not None:
+            return found
+        first, last = (index << level) + 1, (index + 1) << level
+        what = f"the tree of {self.tenant_id!r} over seq {first} to {last} is not known"
+        if self.expired.over(first, last):
+            raise StateError(
+                f"{what}: something of it was destroyed and not kept",
                 hint="use a checkpoint that does not end within what was destroyed",
             )
-        return found
+        raise IntegrityError(what, hint="events or tiles are lost: run eventstore verify")
 
     def find(self, level: int, index: int) -> bytes | None:
         """The hash of a full subtree; None: it is not known."""
@@ -149,7 +157,7 @@ class Nodes:
         """Read the hashes of blocks that follow one another, as far as the log has them, and make the leaves
         of those that are wanted (None: of all)."""
         first, last = blocks.start * BLOCK_LEAVES + 1, min(blocks.stop * BLOCK_LEAVES, self._last_seq)
-        if first > last or not self.expired.over(first, last):
+        if first > last or not (self._damaged_too or self.expired.over(first, last)):
             values = self._tiers.hashes(self.tenant_id, first, last) if first <= last else b""
             gone: list[tuple[int, int]] = []
         else:
@@ -170,10 +178,13 @@ class Nodes:
                 self._fill(block)
 
     def _with_gaps(self, first: int, last: int) -> tuple[bytes, list[tuple[int, int]]]:
-        """The hashes of a range, zeros where events were destroyed, and these ranges."""
+        """The hashes of a range, zeros where events were destroyed (or are damaged), and these ranges."""
         values = bytearray((last - first + 1) * HASH_BYTES)
         gone, at = [], first
-        for begin, end in [*self.expired.between(first, last), (last + 1, last)]:
+        pieces = self.expired.between(first, last)
+        if self._damaged_too:
+            pieces = [part for begin, end in pieces for part in self._readable(begin, end)]
+        for begin, end in [*pieces, (last + 1, last)]:
             if begin > at:
                 gone.append((at, begin - 1))
             if begin <= end:
@@ -181,6 +192,26 @@ class Nodes:
                 values[(begin - first) * HASH_BYTES : (end - first + 1) * HASH_BYTES] = found
             at = end + 1
         return bytes(values), gone
+
+    def _readable(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """What of a range can be read, as ranges. A part that is damaged is not read for each block again."""
+        state = self._tiers.state(self.tenant_id)
+        at = first
+        for whole in map(span, self._tiers.archive(self.tenant_id, state)):
+            begin, end = max(first, whole[0]), min(last, whole[1])
+            if begin > end:
+                continue
+            at = end + 1
+            if whole in self._unreadable:
+                continue
+            try:
+                self._tiers.hashes(self.tenant_id, begin, end)
+            except ArchiveDamageError:
+                self._unreadable.add(whole)
+            else:
+                yield begin, end
+        if at <= last:
+            yield at, last  # hot
 
     def _fill(self, block: int) -> None:
         """Put the leaves that were kept of a block where its events are gone."""
@@ -192,13 +223,21 @@ class Nodes:
 
     def unload(self) -> None:
         """Forget the leaves of whole blocks: of these only the roots are wanted again."""
-        tail = self.grown // BLOCK_LEAVES
+        tail = self._last_seq if self._damaged_too else self.grown // BLOCK_LEAVES
         for block in [block for block in self._leaves if block < tail]:
             del self._leaves[block]
             self._low.pop(block, None)
 
 
-def load_nodes(database: Database, tiers: Tiers, tenant_id: str, size: int, blocks: Iterable[int]) -> Nodes:
+def load_nodes(
+    database: Database,
+    tiers: Tiers,
+    tenant_id: str,
+    size: int,
+    blocks: Iterable[int],
+    *,
+    damaged_too: bool = False,
+) -> Nodes:
     """The nodes of a log's tree, for a tree of `size` leaves and some of its blocks.
 
     Raises:
@@ -221,7 +260,16 @@ def load_nodes(database: Database, tiers: Tiers, tenant_id: str, size: int, bloc
             tiles |= _tiles(conn, tenant_id, level, sorted({index // BLOCK_LEAVES for index in wanted}))
             wanted = {index >> BLOCK_LEVEL for index in wanted}
             level += BLOCK_LEVEL
-    return Nodes(database, tiers, tenant_id, grown=grown or 0, expired=expired, kept=kept, tiles=tiles)
+    return Nodes(
+        database,
+        tiers,
+        tenant_id,
+        grown=grown or 0,
+        expired=expired,
+        kept=kept,
+        tiles=tiles,
+        damaged_too=damaged_too,
+    )
 
 
 def _tiles(

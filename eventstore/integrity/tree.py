@@ -12,8 +12,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -23,7 +25,7 @@ from eventstore.archive.scan import ArchiveScan
 from eventstore.archive.targets import Targets
 from eventstore.db.engine import Database
 from eventstore.db.tables_tree import checkpoints, tree_tiles, trees
-from eventstore.errors import InputError, IntegrityError
+from eventstore.errors import InputError, IntegrityError, StateError, TargetUnavailableError
 from eventstore.integrity.merkle import (
     BLOCK_LEAVES,
     BLOCK_LEVEL,
@@ -52,6 +54,10 @@ _TILE_LEAVES = BLOCK_LEAVES * BLOCK_LEAVES
 _RUN_BLOCKS = 256
 _GAP_BLOCKS = 32
 _TEMPORARY_BYTES_MAX = 2**30
+# What fails when something was destroyed or moved meanwhile is done anew, so often at the most.
+_ANEW_MAX = 5
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +111,16 @@ class Tree:
             if size >= end:
                 return
             to = min(end, (size // _TILE_LEAVES + 1) * _TILE_LEAVES)
-            roots, new_hash = self._step(tenant_id, size, to, last_hash)
+            roots, new_hash = self._anew(tenant_id, partial(self._step, tenant_id, size, to, last_hash))
             self._store_step(tenant_id, size, to, roots, new_hash)
+
+    def left_to_grow(self, tenant_id: str) -> int:
+        """How many events the tree has not grown over yet.
+
+        Raises:
+            TenantNotFoundError
+        """
+        return self._tiers.state(tenant_id).last_seq - self._grown(tenant_id)[0]
 
     def _grown(self, tenant_id: str) -> tuple[int, bytes | None]:
         """How far the tree has grown, and the hash of the event at its end (None: not known)."""
@@ -169,10 +183,11 @@ class Tree:
 
         Raises:
             InputError: the tree has not grown so far.
+            StateError: something that it is made of was destroyed.
             IntegrityError: something that it is made of is not there.
             TenantNotFoundError, TargetUnavailableError
         """
-        return root_at(size, self._nodes(tenant_id, size))
+        return self._anew(tenant_id, lambda: root_at(size, self._nodes(tenant_id, size)))
 
     def event_hash(self, tenant_id: str, seq: int) -> bytes | None:
         """The stored hash of an event; None: it was destroyed.
@@ -181,9 +196,13 @@ class Tree:
             IntegrityError: there is no such event.
             TenantNotFoundError, TargetUnavailableError
         """
-        with self._database.app.transaction(tenant_id) as conn:
-            gone = any(e.first_seq <= seq <= e.last_seq for e in list_expired(conn, tenant_id))
-        return None if gone else self._tiers.hashes(tenant_id, seq, seq)
+
+        def find() -> bytes | None:
+            with self._database.app.transaction(tenant_id) as conn:
+                gone = any(e.first_seq <= seq <= e.last_seq for e in list_expired(conn, tenant_id))
+            return None if gone else self._tiers.hashes(tenant_id, seq, seq)
+
+        return self._anew(tenant_id, find)
 
     def hash_before(self, tenant_id: str, seq: int) -> bytes:
         """The hash that an event is chained to, also where what lies before it was destroyed.
@@ -194,10 +213,14 @@ class Tree:
         """
         if seq == 1:
             return chain_start(tenant_id)
-        with self._database.app.transaction(tenant_id) as conn:
-            expired = list_expired(conn, tenant_id)
-        known = next((e.hash_after for e in expired if e.last_seq == seq - 1), None)
-        return known or self._tiers.hashes(tenant_id, seq - 1, seq - 1)
+
+        def find() -> bytes:
+            with self._database.app.transaction(tenant_id) as conn:
+                expired = list_expired(conn, tenant_id)
+            known = next((e.hash_after for e in expired if e.last_seq == seq - 1), None)
+            return known or self._tiers.hashes(tenant_id, seq - 1, seq - 1)
+
+        return self._anew(tenant_id, find)
 
     def prove(
         self, tenant_id: str, seqs: Sequence[int], size: int, *, root: bytes | None = None
@@ -214,6 +237,9 @@ class Tree:
         for seq in seqs:
             if not 1 <= seq <= size:
                 raise InputError(f"a checkpoint of {size} events does not hold event {seq}")
+        return self._anew(tenant_id, lambda: self._prove(tenant_id, seqs, size, root))
+
+    def _prove(self, tenant_id: str, seqs: Sequence[int], size: int, root: bytes | None) -> list[list[bytes]]:
         blocks = sorted({(seq - 1) // BLOCK_LEAVES for seq in seqs})
         nodes = self._nodes(tenant_id, size, blocks)
         found = root_at(size, nodes)
@@ -250,33 +276,48 @@ class Tree:
         """
         if not 0 < first <= second:
             raise InputError(f"there is no proof from {first} to {second} events")
-        nodes = self._nodes(tenant_id, second, [first // BLOCK_LEAVES])
-        return consistency_proof(first, second, nodes)
 
-    def to_keep(self, tenant_id: str, first_seq: int, last_seq: int, *, lost: bool = False) -> Kept:
-        """What is to be kept of a range that is about to be destroyed; the tree has grown over it. `lost`: it
-        may not have, and what cannot be read any more stands there as lost.
+        def prove() -> list[bytes]:
+            nodes = self._nodes(tenant_id, second, [first // BLOCK_LEAVES])
+            return consistency_proof(first, second, nodes)
+
+        return self._anew(tenant_id, prove)
+
+    def to_keep(self, tenant_id: str, first_seq: int, last_seq: int, *, damaged: bool = False) -> Kept:
+        """What is to be kept of a range that is about to be destroyed; the tree has grown over it. `damaged`:
+        it may not have, and what cannot be read any more stands there as lost.
 
         Raises:
             InputError, IntegrityError, TenantNotFoundError, TargetUnavailableError: as `root`.
         """
+        return self._anew(tenant_id, lambda: self._to_keep(tenant_id, first_seq, last_seq, damaged))
+
+    def _to_keep(self, tenant_id: str, first_seq: int, last_seq: int, damaged: bool) -> Kept:
         with self._database.transaction() as conn:
             query = sa.select(checkpoints.c.size).where(
                 checkpoints.c.tenant_id == tenant_id,
                 checkpoints.c.size.between(first_seq, last_seq - 1),
                 checkpoints.c.size % BLOCK_LEAVES != 0,
             )
-            ends = [] if lost else sorted({n // BLOCK_LEAVES for n in conn.execute(query).scalars()})
+            ends = sorted({n // BLOCK_LEAVES for n in conn.execute(query).scalars()})
         edges = [(first_seq - 1) // BLOCK_LEAVES, last_seq // BLOCK_LEAVES]
-        nodes = self._nodes(tenant_id, 0 if lost else last_seq, sorted({*ends, *edges}))
+        nodes = self._nodes(
+            tenant_id, 0 if damaged else last_seq, sorted({*ends, *edges}), damaged_too=damaged
+        )
 
         def known(level: int, index: int) -> bytes:
-            try:
+            if not damaged:
                 return nodes(level, index)
-            except IntegrityError:
-                if lost:
-                    return lost_hash(level)
-                raise
+            found = nodes.find(level, index)
+            if found is None:
+                found = (
+                    node_hash(known(level - 1, 2 * index), known(level - 1, 2 * index + 1))
+                    if level
+                    else lost_hash(0)
+                )
+            if level == BLOCK_LEVEL:
+                nodes.unload()
+            return found
 
         cut = cover(first_seq - 1, last_seq)
         found = tuple(Subtree(level, index, known(level, index)) for level, index in cut)
@@ -286,11 +327,26 @@ class Tree:
             begin = block * BLOCK_LEAVES
             leaves = range(begin, min(begin + BLOCK_LEAVES, last_seq))
             blocks[block] = b"".join(nodes.find(0, leaf) or UNKNOWN for leaf in leaves)
+            nodes.unload()
         return Kept(found, blocks)
 
-    def _nodes(self, tenant_id: str, size: int = 0, blocks: Sequence[int] = ()) -> Nodes:
+    def _anew(self, tenant_id: str, make: Callable[[], T]) -> T:
+        """Make something of the tree; once more, a few times, when it failed and a part of the archive was
+        destroyed or moved meanwhile: what is looked up first then says so."""
+        for anew_left in reversed(range(_ANEW_MAX + 1)):
+            version = self._tiers.state(tenant_id).catalog_version
+            try:
+                return make()
+            except (IntegrityError, StateError, TargetUnavailableError):
+                if not anew_left or self._tiers.state(tenant_id).catalog_version == version:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _nodes(
+        self, tenant_id: str, size: int = 0, blocks: Sequence[int] = (), *, damaged_too: bool = False
+    ) -> Nodes:
         """The tree's nodes up to a size; what those of some blocks are made of is looked up at once."""
-        nodes = load_nodes(self._database, self._tiers, tenant_id, size, blocks)
+        nodes = load_nodes(self._database, self._tiers, tenant_id, size, blocks, damaged_too=damaged_too)
         if size > nodes.grown + BLOCK_LEAVES - 1:
             raise InputError(
                 f"the tree of {tenant_id!r} has grown over {nodes.grown} events, not {size}",

@@ -119,9 +119,10 @@ def _to_keep(task: TaskContext) -> Kept:
             tree.grow(tenant_id, record.last_seq)
             return tree.to_keep(tenant_id, record.first_seq, record.last_seq)
         except ArchiveDamageError as e:
-            # What is rotten is past its policy like everything else; but the tree has a hole where it was.
+            # What is rotten is past its policy like everything else; but the tree has a hole where it was. It
+            # may lie in another window, over which the tree does not grow: of this one nothing is lost then.
             task.warn(e)
-            return tree.to_keep(tenant_id, record.first_seq, record.last_seq, lost=True)
+            return tree.to_keep(tenant_id, record.first_seq, record.last_seq, damaged=True)
 
 
 def _certify(

@@ -16,14 +16,20 @@ from typer.testing import CliRunner
 from eventstore.api.proofs import CheckpointPage, CheckpointView, ConsistencyView, EventProofView
 from eventstore.app import Store, scheduler_of
 from eventstore.cli.main import app
+from eventstore.clock import FixedClock
 from eventstore.errors import IntegrityError
+from eventstore.governance.tenants import create_tenant
 from eventstore.integrity.checkpoints import make_checkpoint
 from eventstore.integrity.merkle import is_consistent, leaf_hash, root_from_inclusion
 from eventstore.model.access import Role
+from eventstore.model.policy import ArchiveTier, Ending, Policy
+from eventstore.model.run import RunKind
+from eventstore.model.window import WindowUnit
+from eventstore.retention.compactor import RunOrder
 from tests.integration.callers import Callers, calling
 from tests.integration.test_api_governance import ok, problem
 from tests.integration.test_tree import hashes
-from tests.unit.helpers import append, execute, make_tenant, new_event
+from tests.unit.helpers import DAY_US, START_US, append, execute, make_tenant, new_event, run_retention
 
 
 @pytest.fixture
@@ -120,6 +126,27 @@ def test_a_keeper_gets_what_is_needed(callers: Callers, store: Store, tmp_path: 
     short = hashlib.sha256(name.encode() + b"\n" + raw).hexdigest()[:8]
     (tmp_path / "other").write_text(f"{name}+{short}+{base64.b64encode(raw).decode()}")
     assert "not signed by a known key" in str(verify("new", key="other"))
+
+
+def test_a_state_within_what_was_destroyed_is_not_compared(
+    callers: Callers, store: Store, clock: FixedClock
+) -> None:
+    """It is said that something was destroyed, not that history is damaged."""
+    policy = Policy(WindowUnit.DAY, 0, (ArchiveTier("archive", DAY_US),), Ending.EXPIRE)
+    create_tenant(store.database, "aged", policy)
+    for day in range(2):
+        clock.move_to(START_US + day * DAY_US + DAY_US // 2)
+        append(store, "aged", *(new_event(str(n)) for n in range(300)))
+    make_checkpoint(store.database, store.tiers, store.key, "aged")
+    run_retention(store, START_US + DAY_US, "aged")
+    store.compactor.run(
+        store.compactor.tenants("aged"), START_US + 5 * DAY_US, order=RunOrder(RunKind.EXPIRY, "test")
+    )
+    client = callers.as_role(Role.READER, "aged")
+    answer = client.get("/v1/tenants/aged/consistency", params={"first": 17, "second": 600})
+    told = problem(answer, 409, "conflict")
+    assert "something of it was destroyed" in str(told)
+    assert client.get("/v1/tenants/aged/consistency?first=300&second=600").status_code == 200
 
 
 def test_a_proof_of_changed_history_is_not_given(callers: Callers, store: Store) -> None:

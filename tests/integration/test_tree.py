@@ -20,12 +20,13 @@ import pytest
 from eventstore.app import Store, verify_tenant
 from eventstore.clock import FixedClock, to_us
 from eventstore.db.engine import Database
-from eventstore.errors import InputError, IntegrityError
+from eventstore.errors import InputError, IntegrityError, StateError
 from eventstore.governance.certificates import list_certificates
 from eventstore.governance.tenants import create_tenant
 from eventstore.integrity import tree as tree_module
 from eventstore.integrity.checkpoints import make_checkpoint
 from eventstore.integrity.merkle import is_consistent, leaf_hash, root_from_inclusion
+from eventstore.integrity.nodes import Nodes
 from eventstore.integrity.tree import Tree
 from eventstore.model.policy import ArchiveTier, Ending, Policy
 from eventstore.model.run import RunKind, RunStatus
@@ -306,11 +307,120 @@ def test_the_tree_is_made_anew_from_the_targets(
         history.check(rebuilt)
         assert verify_tenant(rebuilt, "acme").problems == []
         # In the midst of what was destroyed nothing is known any more, and nothing wrong is said.
-        with pytest.raises(IntegrityError, match="is not known"):
+        with pytest.raises(StateError, match="is not known: something of it was destroyed"):
             tree_of(rebuilt).root("acme", 700)
     finally:
         database.close()
         execute(server_url, f'DROP DATABASE "{url.rsplit("/", 1)[1].split("?")[0]}" WITH (FORCE)')
+
+
+def test_a_neighbour_is_destroyed_while_proofs_are_made(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was looked up before is looked up anew, for growth as well; but not without end."""
+    for count in (300, 300, 300, 300):
+        history.add(count)
+        history.sign()
+        history.day += 1
+    run_retention(history.store, START_US + history.day * DAY_US)
+    real, days, busy = tree_module.load_nodes, [1], threading.Lock()
+
+    def load_then_destroy(*arguments: Any, **more: Any) -> Any:
+        found = real(*arguments, **more)
+        if days and busy.acquire(blocking=False):
+            history.expire([days.pop()])
+            busy.release()
+        return found
+
+    tree, values = tree_of(history.store), history.values
+    monkeypatch.setattr(tree_module, "load_nodes", load_then_destroy)
+    assert tree.root("acme", 650) == mth(values[:650])
+    assert history.gone == set(range(301, 601))
+    history.add(300)
+    days.append(0)
+    execute(history.store.database.url, "DELETE FROM tree_tiles WHERE level > 0")
+    execute(history.store.database.url, "DELETE FROM trees")
+    tree.grow("acme", 1500)
+    assert history.gone == set(range(1, 601))
+    assert tree.root("acme", 1500) == mth(values)
+    # What is not there, though nothing moved, is not asked for again and again.
+    monkeypatch.setattr(tree_module, "load_nodes", real)
+    execute(history.store.database.url, "DELETE FROM tree_tiles")
+    with pytest.raises(StateError, match="is not known"):
+        tree.root("acme", 350)
+
+
+def damage(history: History, archive_dir: Path, day: int) -> None:
+    """One byte of the segment of a day."""
+    path = sorted(archive_dir.rglob("*.parquet"))[day]
+    octets = bytearray(path.read_bytes())
+    octets[len(octets) // 2] ^= 1
+    path.write_bytes(octets)
+
+
+def test_damage_elsewhere_takes_nothing_from_a_window_that_is_destroyed(
+    history: History, archive_dir: Path
+) -> None:
+    """The tree does not grow over a window that is damaged, so this one's subtrees are made of its events;
+    and the leaves of the block in which a checkpoint ends are kept."""
+    history.add(300)
+    history.day += 1
+    history.add(200)
+    history.sign()
+    history.add(600)
+    history.day += 1
+    history.add(10)
+    run_retention(history.store, START_US + 2 * DAY_US)
+    execute(history.store.database.url, "DELETE FROM tree_tiles")
+    execute(history.store.database.url, "DELETE FROM trees")
+    damage(history, archive_dir, 0)
+    history.expire([1])
+    with history.store.database.transaction() as conn:
+        (stored,) = list_certificates(conn, "acme")
+    assert stored.certificate.subtrees == tuple(
+        Subtree(level, index, mth(history.values[index << level : (index + 1) << level]))
+        for level, index in cover(300, 1100)
+    )
+    ((hashes_,),) = execute(history.store.database.url, "SELECT hashes FROM tree_tiles WHERE level = 0")
+    lost, kept = 300 - 256, [leaf_hash(value) for value in history.values[300:512]]
+    assert bytes(hashes_) == bytes(32 * lost) + b"".join(kept)
+
+
+def test_a_window_that_is_damaged_is_destroyed_with_the_others_leaves_as_they_were(
+    history: History, archive_dir: Path
+) -> None:
+    """Of what was damaged the tree has lost values; of the block that it shares with others, only those."""
+    for count in (300, 100, 300):
+        history.add(count)
+        history.day += 1
+    run_retention(history.store, START_US + history.day * DAY_US)
+    damage(history, archive_dir, 1)
+    history.expire([1])
+    values = [*history.values[:300], *[LOST_VALUE] * 100, *history.values[400:]]
+    made = make_checkpoint(history.store.database, history.store.tiers, history.store.key, "acme")
+    assert made is not None
+    assert made.root == mth(values)
+    check(history.store, values, [700], [1, 300, 401, 700])
+    with pytest.raises(StateError, match="something of it was destroyed"):
+        tree_of(history.store).root("acme", 350)
+
+
+def test_leaves_of_one_block_at_a_time_are_held(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many checkpoints end in what is destroyed."""
+    for _ in range(6):
+        history.add(256)
+        history.add(5)
+        history.sign()
+    real, most = Nodes.load, []
+
+    def load(nodes: Nodes, *arguments: Any) -> None:
+        real(nodes, *arguments)
+        most.append(len(nodes._leaves))
+
+    monkeypatch.setattr(Nodes, "load", load)
+    kept = tree_of(history.store).to_keep("acme", 1, len(history.values))
+    assert len(kept.blocks) == 5
+    assert max(most) <= 2  # and that at the tree's end
 
 
 @pytest.mark.parametrize("seed", range(EXAMPLES))
