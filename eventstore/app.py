@@ -9,7 +9,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 import pyarrow as pa
+import sqlalchemy as sa
 
 from eventstore.archive.cache import SegmentCache
 from eventstore.archive.scan import ArchiveScan
@@ -29,9 +31,11 @@ from eventstore.governance.signing import MissingKey, SigningKey
 from eventstore.hot.append import Appender
 from eventstore.integrity.binding import bind_archive
 from eventstore.integrity.publishing import (
+    Keepers,
     Published,
     checkpoint_and_publish,
     destination_of,
+    list_digest,
     tenants_behind,
 )
 from eventstore.integrity.tree_audit import TreeAudit
@@ -57,6 +61,7 @@ __all__ = [
     "Store",
     "checkpoint_all",
     "checkpoint_tenant",
+    "keepers_of",
     "open_database",
     "open_store",
     "scheduler_of",
@@ -252,6 +257,19 @@ def scheduler_of(store: Store, *, clock: Clock | None = None) -> Scheduler:
     return Scheduler(store.database, jobs, clock or SystemClock())
 
 
+def keepers_of(settings: Settings, tenant_id: str, *, to: Sequence[str] | None = None) -> Keepers:
+    """Where a tenant's checkpoints are published: the places of the settings (`to`: these, and it is not
+    remembered that they have one).
+
+    Raises:
+        InputError: a place is none.
+    """
+    token = None if settings.checkpoint_token is None else settings.checkpoint_token.get_secret_value()
+    places = settings.checkpoint_to if to is None else to
+    found = tuple(destination_of(place, tenant_id, token=token) for place in places)
+    return Keepers(found, list_digest(places) if to is None else None)
+
+
 def checkpoint_tenant(
     store: Store,
     tenant_id: str,
@@ -266,12 +284,9 @@ def checkpoint_tenant(
         InputError: a place is none.
         SetupError, TenantNotFoundError, TargetUnavailableError
     """
-    settings = store.settings
-    token = None if settings.checkpoint_token is None else settings.checkpoint_token.get_secret_value()
-    places = settings.checkpoint_to if to is None else to
-    destinations = [destination_of(place, tenant_id, token=token) for place in places]
+    keepers = keepers_of(store.settings, tenant_id, to=to)
     return checkpoint_and_publish(
-        store.database, store.tiers, store.key, tenant_id, destinations, progress=progress
+        store.database, store.tiers, store.key, tenant_id, keepers, progress=progress
     )
 
 
@@ -279,16 +294,17 @@ def checkpoint_all(store: Store) -> list[str]:
     """Sign and publish every log that has grown since it was signed; the tenants for which that failed. One
     that fails is logged, and does not keep the others."""
     failed = []
-    for tenant_id in tenants_behind(store.database, publishing=bool(store.settings.checkpoint_to)):
+    for tenant_id in tenants_behind(store.database, list_digest(store.settings.checkpoint_to)):
         if store.compactor.stop.is_set():
             break
         try:
-            problems = checkpoint_tenant(store, tenant_id).failed
-        except EventStoreError as e:
-            problems = (("no checkpoint", e),)
-        for where, problem in problems:
-            _log.error("checkpoint of %s: %s: %s", tenant_id, where, problem)
-        if problems:
+            published = checkpoint_tenant(store, tenant_id)
+        except (EventStoreError, psycopg.Error, sa.exc.SQLAlchemyError, OSError, ValueError) as e:
+            _log.error("checkpoint of %s: no checkpoint: %s", tenant_id, e)
+            failed.append(tenant_id)
+            continue
+        published.log_failures(tenant_id)
+        if published.failed:
             failed.append(tenant_id)
     return failed
 

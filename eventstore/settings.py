@@ -42,6 +42,8 @@ def _place(text: str) -> str:
         check_destination(text)
     except InputError as e:
         raise ValueError(str(e)) from e
+    if "{tenant}" not in text:
+        raise ValueError(f"write {{tenant}} into {text!r}: each log has a checkpoint of its own")
     return text
 
 

@@ -68,7 +68,7 @@ def upgrade() -> None:
         sa.Column("last_hash", postgresql.BYTEA(), nullable=False),
         sa.Column("note", sa.Text(), nullable=False),
         sa.Column("made_us", sa.BigInteger(), nullable=False),
-        sa.Column("published", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("published_to", postgresql.BYTEA(), nullable=True),
         sa.CheckConstraint("size > 0", name=op.f("checkpoints_size_ck")),
         *_of_tenant("checkpoints", "size"),
     )

@@ -18,7 +18,7 @@ from eventstore.errors import EventStoreError, InputError, IntegrityError
 from eventstore.governance.signing import VerifyKey
 from eventstore.integrity.checkpoints import log_verifier_keys, read_checkpoint
 from eventstore.integrity.merkle import is_consistent
-from eventstore.integrity.publishing import tenants_behind
+from eventstore.integrity.publishing import list_digest, tenants_behind
 from eventstore.model.note import Checkpoint, parse_verifier_key
 from eventstore.settings import load_settings
 
@@ -34,7 +34,10 @@ def register(app: typer.Typer) -> None:
 def checkpoint(
     tenants: Annotated[list[str] | None, typer.Argument(help="The tenants' names.")] = None,
     all_: Annotated[
-        bool, typer.Option("--all", help="Every tenant whose log has grown since its last checkpoint.")
+        bool,
+        typer.Option(
+            "--all", help="Every tenant whose last checkpoint is older than its log, or not everywhere."
+        ),
     ] = False,
     to: Annotated[
         list[str] | None,
@@ -53,9 +56,8 @@ def checkpoint(
         raise typer.BadParameter("write {tenant} into --to: each log has a checkpoint of its own")
     failed = False
     with open_store(load_settings()) as store:
-        chosen = tenants or tenants_behind(
-            store.database, publishing=bool(to or store.settings.checkpoint_to)
-        )
+        places = to or store.settings.checkpoint_to
+        chosen = tenants or tenants_behind(store.database, list_digest(places))
         if show_key:
             for name in chosen:
                 for line in log_verifier_keys(store.database, name):
@@ -68,7 +70,7 @@ def checkpoint(
                     found = checkpoint_tenant(
                         store,
                         name,
-                        to=to,
+                        to=to or None,
                         progress=lambda done, total, task=task: bar.update(  # type: ignore[misc]
                             task, completed=done, total=total
                         ),

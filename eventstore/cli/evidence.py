@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eventstore import verifier
-from eventstore.app import open_store
+from eventstore.app import keepers_of, open_store
 from eventstore.cli.output import bytes_text, console, errors, plural
 from eventstore.cli.policy import ByOption
 from eventstore.cli.reading import TenantArgument, filter_of
@@ -108,6 +108,7 @@ def _with_progress(
                 wanted,
                 output,
                 reader=store.reader,
+                keepers=keepers_of(store.settings, tenant),
                 asked_by=by,
                 reason=reason,
                 progress=progress,

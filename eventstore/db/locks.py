@@ -19,6 +19,7 @@ __all__ = [
     "DROP_LOCK_TIMEOUT_MS",
     "app_login_key",
     "busy_when_locked",
+    "checkpoint_key",
     "claims_key",
     "destruction_key",
     "exports_key",
@@ -63,6 +64,11 @@ def _key(purpose: str) -> int:
 def app_login_key() -> int:
     """Held while the embedded server's login for the application is made."""
     return _key("app-login")
+
+
+def checkpoint_key(tenant_id: str) -> int:
+    """Held by whoever compares, signs and publishes a checkpoint of a tenant's log."""
+    return _key(f"checkpoint/{tenant_id}")
 
 
 def claims_key() -> int:

@@ -61,7 +61,7 @@ checkpoints = sa.Table(
     sa.Column("last_hash", BYTEA, nullable=False),
     sa.Column("note", sa.Text, nullable=False),
     sa.Column("made_us", sa.BigInteger, nullable=False),
-    # whether every destination has it
-    sa.Column("published", sa.Boolean, nullable=False, server_default=sa.text("false")),
+    # the digest of the settings' list of places that all have it; null: of none yet
+    sa.Column("published_to", BYTEA),
     sa.CheckConstraint("size > 0", name="size"),
 )

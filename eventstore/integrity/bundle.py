@@ -32,7 +32,8 @@ from eventstore.governance.certificates import StoredCertificate, list_certifica
 from eventstore.governance.signing import SigningKey
 from eventstore.integrity.bundle_page import bundle_page
 from eventstore.integrity.bundle_zip import BundleZip
-from eventstore.integrity.checkpoints import SignedCheckpoint, log_origin, log_verifier_keys, make_checkpoint
+from eventstore.integrity.checkpoints import SignedCheckpoint, log_origin, log_verifier_keys
+from eventstore.integrity.publishing import Keepers, checkpoint_and_publish
 from eventstore.integrity.tree import Tree
 from eventstore.model.event import chain_start
 from eventstore.model.note import verifier_key
@@ -81,6 +82,7 @@ def write_bundle(
     path: Path,
     *,
     reader: LogReader,
+    keepers: Keepers,
     asked_by: str,
     reason: str | None = None,
     now_us: int | None = None,
@@ -92,32 +94,38 @@ def write_bundle(
     there. Nothing is to be seen there before it is whole and durable.
 
     The same question at the same time (`now_us`, µs since 1970 UTC; None: now) of the same log gives the same
-    bytes. `reader` reads the events, and counts what its meter counts. `progress` is called now and then,
+    bytes. `reader` reads the events, and counts what its meter counts. The `keepers` of the checkpoint are
+    asked what they have before it is signed, and get it. `progress` is called now and then,
     in the thread that called this, and may raise. When `stop` is set, it ends at the next step.
 
     Raises:
         InputError: the log is empty, there are more than `events_max` events, or the file became too large.
         StateError: it was stopped, or something of it was destroyed meanwhile.
-        IntegrityError: the log is not what was signed, or an event not what its hash says.
+        IntegrityError: the log is not what was signed or published, or an event not what its hash says.
         SetupError: this host has no key to sign with.
         TenantNotFoundError, TargetUnavailableError, RateLimitedError
     """
     _check_texts(asked_by, reason)
-    checkpoint = make_checkpoint(database, tiers, key, tenant_id)
+    look = _looking(progress, stop)
+    published = checkpoint_and_publish(
+        database, tiers, key, tenant_id, keepers, progress=lambda _done, _total: look(0, None)
+    )
+    published.log_failures(tenant_id)
+    checkpoint = published.checkpoint
     if checkpoint is None:
         raise InputError(f"the log of {tenant_id!r} is empty: there is nothing to prove")
+    last_seq = checkpoint.size if wanted.seq_to is None else min(wanted.seq_to, checkpoint.size)
     making = _Making(
         database=database,
         tiers=tiers,
         key=key,
         reader=reader,
         tenant_id=tenant_id,
-        wanted=replace(wanted, seq_to=_least(wanted.seq_to, checkpoint.size)),
+        wanted=replace(wanted, seq_to=last_seq),
         asked=question_of(wanted),
         checkpoint=checkpoint,
         events_max=events_max,
-        progress=progress,
-        stop=stop,
+        look=look,
     )
     about = {
         "asked_by": asked_by,
@@ -153,8 +161,16 @@ def question_of(wanted: EventFilter) -> dict[str, str | int]:
     return question
 
 
-def _least(one: int | None, other: int) -> int:
-    return other if one is None else min(one, other)
+def _looking(progress: Progress | None, stop: threading.Event | None) -> Progress:
+    """What tells how far it is, and ends it there if that is wanted."""
+
+    def look(done: int, total: int | None) -> None:
+        if stop is not None and stop.is_set():
+            raise StateError("the bundle was stopped before it was whole", hint="ask for it again")
+        if progress is not None:
+            progress(done, total)
+
+    return look
 
 
 def _check_texts(asked_by: str, reason: str | None) -> None:
@@ -185,8 +201,7 @@ class _Making:
     asked: Mapping[str, str | int]
     checkpoint: SignedCheckpoint
     events_max: int
-    progress: Progress | None
-    stop: threading.Event | None
+    look: Progress
 
     def write(self, zip_: BundleZip, about: Mapping[str, str | None]) -> BundleSummary:
         expired = [part for part in self._parts() if isinstance(part, ExpiredRange)]
@@ -199,7 +214,9 @@ class _Making:
         self._write_proofs(zip_, seqs)
         windows, segments, certificates = self._catalog(seqs)
         zip_.begin("windows.ndjson")
-        by_window = _by_window(segments)
+        by_window: dict[int, list[Segment]] = {}
+        for segment in segments:
+            by_window.setdefault(segment.range.window.from_us, []).append(segment)
         lines = [_json(_manifest(w, by_window.get(w.window.from_us, ()))) + b"\n" for w in windows]
         held = sum(map(len, lines)) + sum(len(c.envelope) for c in certificates)
         if held > _HELD_BYTES_MAX:
@@ -241,13 +258,6 @@ class _Making:
 
     def _parts(self) -> Sequence[Segment | ExpiredRange]:
         return self.tiers.archive(self.tenant_id, self.tiers.state(self.tenant_id))
-
-    def _look(self, done: int, total: int | None) -> None:
-        """Tell how far it is, and end here if that is wanted."""
-        if self.stop is not None and self.stop.is_set():
-            raise StateError("the bundle was stopped before it was whole", hint="ask for it again")
-        if self.progress is not None:
-            self.progress(done, total)
 
     def _check_count(self, count: int) -> None:
         """Refuse at once where a range alone decides how many events there are."""
@@ -292,7 +302,7 @@ class _Making:
                         zip_.write(piece)
                     found.append(seqs.copy())
                     before = int(seqs[-1]), events.column("hash")[-1].as_py()
-            self._look(count, None)
+            self.look(count, None)
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
     def _previous(
@@ -334,7 +344,7 @@ class _Making:
     def _write_proofs(self, zip_: BundleZip, seqs: npt.NDArray[np.int64]) -> None:
         tree = Tree(self.database, self.tiers)
         for start in range(0, len(seqs), _PROOFS_AT_ONCE):
-            self._look(start, len(seqs))
+            self.look(start, len(seqs))
             some = seqs[start : start + _PROOFS_AT_ONCE].tolist()
             proofs = tree.prove(self.tenant_id, some, self.checkpoint.size, root=self.checkpoint.root)
             lines = (
@@ -342,7 +352,7 @@ class _Making:
                 for seq, proof in zip(some, proofs, strict=True)
             )
             zip_.write(b"".join(line + b"\n" for line in lines))
-        self._look(len(seqs), len(seqs))
+        self.look(len(seqs), len(seqs))
 
     def _catalog(
         self, seqs: npt.NDArray[np.int64]
@@ -410,13 +420,6 @@ def _check_hashes(events: pa.RecordBatch, previous: npt.NDArray[Any]) -> None:
             raise IntegrityError(
                 f"the event {seqs[at]} is not what its hash was made of", hint="run eventstore verify"
             )
-
-
-def _by_window(segments: Sequence[Segment]) -> dict[int, list[Segment]]:
-    found: dict[int, list[Segment]] = {}
-    for segment in segments:
-        found.setdefault(segment.range.window.from_us, []).append(segment)
-    return found
 
 
 def _manifest(record: WindowRecord, segments: Sequence[Segment]) -> dict[str, object]:

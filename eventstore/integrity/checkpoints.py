@@ -16,7 +16,7 @@ from eventstore.clock import to_us
 from eventstore.db.engine import Database
 from eventstore.db.tables import deployment
 from eventstore.db.tables_tree import checkpoints
-from eventstore.errors import CheckpointNotFoundError, IntegrityError
+from eventstore.errors import CheckpointNotFoundError, IntegrityError, StateError
 from eventstore.governance.certificates import refuse_strange_key, remember_key, trusted_keys
 from eventstore.governance.signing import SigningKey, VerifyKey, verify_note
 from eventstore.integrity.merkle import is_consistent
@@ -139,8 +139,8 @@ def make_checkpoint(
     """Sign the log as it is now and store that; the last checkpoint, if the log has not grown since. None:
     the log is empty.
 
-    `before` is called when the tree has grown, with the size that is to be signed, and may raise: then
-    nothing is signed.
+    Only `publishing.checkpoint_and_publish` calls this, no two of the same log at once. `before` is called
+    when the tree has grown, with the size that is to be signed, and may raise: then nothing is signed.
 
     Raises:
         IntegrityError: what was signed is not the beginning of the log as it is now. Nothing is signed; the
@@ -149,8 +149,9 @@ def make_checkpoint(
         TenantNotFoundError, TargetUnavailableError
     """
     tree = Tree(database, tiers)
-    state = tiers.state(tenant_id)
+    # In this order: what somebody else signs meanwhile is not larger than the log is then.
     last = latest(database, tenant_id)
+    state = tiers.state(tenant_id)
     origin = log_origin(database, tenant_id)
     if last is not None:
         _check_signed(database, origin, last)
@@ -256,6 +257,6 @@ def _difference(tree: Tree, signed: SignedCheckpoint) -> str | None:
             return f"the tree of {signed.size} events has another root"
         if tree.event_hash(signed.tenant_id, signed.size) not in (None, signed.last_hash):
             return f"event {signed.size} has another hash"
-    except IntegrityError as e:
+    except (IntegrityError, StateError) as e:
         return e.message
     return None

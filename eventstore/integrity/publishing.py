@@ -7,6 +7,9 @@ signed, and the tree has to have its root: else nothing is signed, and nothing i
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
+import logging
 import os
 import tempfile
 import time
@@ -21,6 +24,7 @@ import httpx
 import sqlalchemy as sa
 
 from eventstore.db.engine import Database
+from eventstore.db.locks import busy_when_locked, checkpoint_key
 from eventstore.db.tables import heads
 from eventstore.db.tables_tree import checkpoints
 from eventstore.errors import EventStoreError, InputError, IntegrityError, TargetUnavailableError
@@ -33,16 +37,22 @@ from eventstore.query.tiers import Tiers
 
 __all__ = [
     "Destination",
+    "Keepers",
     "Published",
     "check_destination",
     "checkpoint_and_publish",
     "destination_of",
+    "list_digest",
     "tenants_behind",
 ]
+
+_log = logging.getLogger(__name__)
 
 _DOCUMENT_BYTES_MAX = 64 * 2**10
 _TIMEOUT_S = 10.0
 _PAUSES_S = (0.5, 2.0)
+# So long somebody else's checkpoint of the same log is waited for.
+_LOCK_TIMEOUT_MS = 60_000
 # A destination that nobody can read, or where there is nothing yet.
 _NOTHING = (401, 403, 404, 405, 410, 501)
 _AGAIN = (429, 500, 502, 503, 504)
@@ -62,11 +72,32 @@ class Destination(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Keepers:
+    """Who keeps the checkpoints of one log. `digest` (`list_digest`) stands for the list of places that is
+    to be remembered with a checkpoint once all of them have it; None: nothing is remembered."""
+
+    destinations: Sequence[Destination] = ()
+    digest: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """What came of it: the checkpoint (None: the log is empty), and the destinations that failed, and why."""
 
     checkpoint: SignedCheckpoint | None
     failed: tuple[tuple[str, EventStoreError], ...] = ()
+
+    def log_failures(self, tenant_id: str) -> None:
+        """Write down which destinations failed: for whoever has nobody to tell it to."""
+        for where, problem in self.failed:
+            _log.error("checkpoint of %s: %s: %s", tenant_id, where, problem)
+
+
+def list_digest(places: Sequence[str]) -> bytes | None:
+    """What stands for a list of places (before `{tenant}` is replaced), in any order; None: for none."""
+    if not places:
+        return None
+    return hashlib.sha256(json.dumps(sorted(set(places))).encode()).digest()
 
 
 def check_destination(text: str) -> str:
@@ -75,8 +106,15 @@ def check_destination(text: str) -> str:
     Raises:
         InputError: neither a path nor a file or http(s) URL.
     """
-    scheme = urlsplit(text).scheme
-    if not text or scheme not in ("", "file", "http", "https") or (scheme[:4] == "http" and " " in text):
+    try:
+        parts = urlsplit(text)
+        remote = parts.scheme in ("http", "https")
+        # Asking for the port reads it.
+        fits = bool(parts.hostname) and parts.port != 0 and " " not in text if remote else bool(text)
+        fits = fits and (remote or parts.scheme in ("", "file"))
+    except ValueError:
+        fits = False
+    if not fits:
         raise InputError(f"{text!r} is no place for checkpoints", hint="a path, or a file or http(s) URL")
     return text
 
@@ -95,9 +133,9 @@ def destination_of(text: str, tenant_id: str, *, token: str | None = None) -> De
     return _File(Path(unquote(parts.path) if parts.scheme == "file" else found))
 
 
-def tenants_behind(database: Database, *, publishing: bool) -> list[str]:
-    """The tenants whose log has grown since their last checkpoint; with `publishing` also those whose last
-    one has not reached every destination."""
+def tenants_behind(database: Database, digest: bytes | None = None) -> list[str]:
+    """The tenants whose log has grown since their last checkpoint; with the digest of a list of places also
+    those of whose last one it is not remembered that all of these have it."""
     newest = (
         sa.select(checkpoints.c.tenant_id, sa.func.max(checkpoints.c.size).label("size"))
         .group_by(checkpoints.c.tenant_id)
@@ -105,8 +143,8 @@ def tenants_behind(database: Database, *, publishing: bool) -> list[str]:
     )
     last = sa.and_(checkpoints.c.tenant_id == newest.c.tenant_id, checkpoints.c.size == newest.c.size)
     behind = sa.or_(newest.c.size.is_(None), heads.c.last_seq > newest.c.size)
-    if publishing:
-        behind = sa.or_(behind, checkpoints.c.published.is_(False))
+    if digest is not None:
+        behind = sa.or_(behind, checkpoints.c.published_to.is_distinct_from(digest))
     query = (
         sa.select(heads.c.tenant_id)
         .outerjoin(newest, newest.c.tenant_id == heads.c.tenant_id)
@@ -123,18 +161,47 @@ def checkpoint_and_publish(
     tiers: Tiers,
     key: SigningKey,
     tenant_id: str,
-    destinations: Sequence[Destination],
+    keepers: Keepers,
     *,
     progress: Progress | None = None,
 ) -> Published:
     """Make a checkpoint of a log as it is now, and bring it to every destination. One that cannot be reached
-    does not keep it from the others.
+    does not keep it from the others. Whatever signs a log does it by this.
 
     Raises:
         IntegrityError: the log is not what was signed, or what a destination has is not of this log, not
             consistent with it, or larger. Nothing was signed, and nothing replaced.
+        BusyError: somebody else makes a checkpoint of the same log, and did not end.
         SetupError, TenantNotFoundError, TargetUnavailableError: as `make_checkpoint`.
     """
+    # What takes long is done by any number at once; then one after the other looks, signs and publishes.
+    Tree(database, tiers).grow(tenant_id, tiers.state(tenant_id).last_seq, progress=progress)
+    with _alone(database, tenant_id):
+        return _publish(database, tiers, key, tenant_id, keepers)
+
+
+@contextmanager
+def _alone(database: Database, tenant_id: str) -> Iterator[None]:
+    """Nobody else signs and publishes this tenant's log until the block is left.
+
+    Raises:
+        BusyError: somebody else does, for too long.
+    """
+    conn = database.connect_apart()
+    try:
+        with busy_when_locked(
+            f"somebody else makes a checkpoint of {tenant_id!r}", hint="try again in a moment"
+        ):
+            conn.execute(f"SET lock_timeout = {_LOCK_TIMEOUT_MS}".encode())
+            conn.execute("SELECT pg_advisory_lock(%s)", [checkpoint_key(tenant_id)])
+        yield
+    finally:
+        conn.close()
+
+
+def _publish(
+    database: Database, tiers: Tiers, key: SigningKey, tenant_id: str, keepers: Keepers
+) -> Published:
     origin = log_origin(database, tenant_id)
     with database.transaction() as conn:
         keys = [*trusted_keys(conn).values(), key.verify_key]
@@ -153,17 +220,20 @@ def checkpoint_and_publish(
             ) from e
 
     def compare(tree: Tree, size: int) -> None:
-        for destination in destinations:
+        for destination in keepers.destinations:
             try:
                 there = kept(destination, destination.read())
             except (TargetUnavailableError, InputError) as e:
                 failed.append((destination.describe(), e))
                 continue
             if there is not None:
+                if there.size > size:  # the log may have grown, and been signed, since
+                    size = tiers.state(tenant_id).last_seq
+                    tree.grow(tenant_id, min(size, there.size))
                 _refuse_contradiction(tree, tenant_id, size, destination, there)
             reached.append(destination)
 
-    found = make_checkpoint(database, tiers, key, tenant_id, progress=progress, before=compare)
+    found = make_checkpoint(database, tiers, key, tenant_id, before=compare)
     if found is None:
         return Published(None)
     for destination in reached:
@@ -176,12 +246,12 @@ def checkpoint_and_publish(
             destination.replace(found.note, newer)
         except EventStoreError as e:
             failed.append((destination.describe(), e))
-    if destinations and not failed:
+    if keepers.digest is not None and not failed:
         with database.transaction() as conn:
             conn.execute(
                 sa.update(checkpoints)
                 .where(checkpoints.c.tenant_id == tenant_id, checkpoints.c.size == found.size)
-                .values(published=True)
+                .values(published_to=keepers.digest)
             )
     return Published(found, tuple(failed))
 

@@ -7,7 +7,8 @@ import html
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ import pytest
 from eventstore.app import Store
 from eventstore.catalog.windows import list_segments
 from eventstore.clock import FixedClock
+from eventstore.console.pages import event as event_page
 from eventstore.governance.certificates import get_certificate
 from eventstore.governance.holds import place_hold
 from eventstore.governance.tenants import create_tenant
+from eventstore.integrity.checkpoints import latest
 from eventstore.model.access import Role
 from eventstore.model.hold import HoldScope
 from eventstore.model.policy import ArchiveTier, Ending, Policy
@@ -243,6 +246,30 @@ def test_an_event_is_proven_as_soon_as_there_is_a_checkpoint(world: World) -> No
     assert "This event is newer than the last checkpoint, of 5 events" in text_of(page)
     assert "Make a checkpoint now" in page
     assert "This event is in the log that was signed" in person.page(address)
+
+
+def test_publications_are_looked_at_before_the_page_signs(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tenant(world.store, "kept")
+    append(world.store, "kept", *(new_event(str(n)) for n in range(5)))
+    told = replace(
+        world.store,
+        settings=world.store.settings.model_copy(update={"checkpoint_to": (str(tmp_path / "{tenant}"),)}),
+    )
+    (tmp_path / "kept").write_text("something else")
+    with served_console(told) as served:
+        person = served.person(Role.COMPLIANCE, "kept")
+        assert person.post("/console/t/kept/event/3/checkpoint").status_code == 500
+        assert latest(told.database, "kept") is None
+        (tmp_path / "kept").unlink()
+        with monkeypatch.context() as patched:
+            patched.setattr(event_page, "_GROWTH_MAX", 4)
+            answer = person.post("/console/t/kept/event/3/checkpoint")
+            assert (answer.status_code, "eventstore checkpoint kept" in answer.text) == (409, True)
+            assert latest(told.database, "kept") is None
+        assert person.post("/console/t/kept/event/3/checkpoint").status_code == 303
+    assert (tmp_path / "kept").read_text() == latest(told.database, "kept").note  # type: ignore[union-attr]
 
 
 def test_what_was_changed_since_it_was_signed_has_no_proof(world: World) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from eventstore import verifier
-from eventstore.app import Store
+from eventstore.app import Store, keepers_of
 from eventstore.cli.main import app
 from eventstore.clock import FixedClock
 from eventstore.errors import InputError, IntegrityError, StateError
@@ -26,7 +27,9 @@ from eventstore.governance.signing import SigningKey
 from eventstore.governance.tenants import create_tenant
 from eventstore.integrity import bundle
 from eventstore.integrity.bundle import BundleSummary, write_bundle
-from eventstore.integrity.checkpoints import log_verifier_keys, make_checkpoint
+from eventstore.integrity.checkpoints import latest, log_origin, log_verifier_keys, make_checkpoint
+from eventstore.integrity.publishing import Keepers, Published
+from eventstore.model.note import Checkpoint
 from eventstore.model.policy import ArchiveTier, Ending, Policy
 from eventstore.model.query import EventFilter
 from eventstore.model.run import RunKind
@@ -55,6 +58,7 @@ def make(store: Store, path: Path, **more: Any) -> BundleSummary:
     wanted = EventFilter(**{name: value for name, value in more.items() if name in names})
     options = {
         "reader": store.reader,
+        "keepers": keepers_of(store.settings, "acme"),
         "asked_by": "lea",
         "reason": "case 7",
         "now_us": NOW_US,
@@ -206,7 +210,7 @@ def test_hashes_before_scattered_events_are_read_in_few_looks(
     """And what comes after the checkpoint is in no bundle of it."""
     checkpoint = make_checkpoint(tiered.database, tiered.tiers, tiered.key, "acme")
     append(tiered, "acme", new_event("1"))
-    monkeypatch.setattr(bundle, "make_checkpoint", lambda *parts: checkpoint)
+    monkeypatch.setattr(bundle, "checkpoint_and_publish", lambda *parts, progress: Published(checkpoint))
     # Proofs read whole blocks, and their own way.
     monkeypatch.setattr(bundle.Tree, "prove", lambda self, tenant, seqs, size, root: [[] for _ in seqs])
     looks: list[tuple[int, int]] = []
@@ -269,7 +273,7 @@ class TestRefused:
 
     def test_what_is_destroyed_on_the_way(self, tiered: Store, tmp_path: Path) -> None:
         def destroy(done: int, total: int | None) -> None:
-            if total is None:
+            if total is None and done:
                 order = RunOrder(RunKind.EXPIRY, "test")
                 tenants = tiered.compactor.tenants("acme")
                 tiered.compactor.run(tenants, START_US + 9 * DAY_US, order=order)
@@ -313,6 +317,7 @@ def test_a_key_that_was_replaced(tiered: Store, tmp_path: Path) -> None:
         EventFilter(),
         path,
         reader=tiered.reader,
+        keepers=Keepers(),
         asked_by="lea",
         now_us=NOW_US,
     )
@@ -323,6 +328,37 @@ def test_a_key_that_was_replaced(tiered: Store, tmp_path: Path) -> None:
         verified(path, old)
     with pytest.raises(ValueError, match="the checkpoint is signed with another key"):
         verified(path, *(key for key in both if key != old))
+
+
+def test_publications_are_looked_at_before_a_bundle_is_signed(tiered: Store, tmp_path: Path) -> None:
+    """What is kept elsewhere contradicts the log: nothing is signed. Else it gets the checkpoint."""
+    place = tmp_path / "kept" / "acme"
+    places = (str(place.parent / "{tenant}"),)
+    told = replace(tiered, settings=tiered.settings.model_copy(update={"checkpoint_to": places}))
+    origin, size = log_origin(tiered.database, "acme"), tiered.tiers.state("acme").last_seq
+    place.parent.mkdir()
+    place.write_text(str(tiered.key.sign_note(origin, Checkpoint(origin, size, bytes(32)).text())))
+    with pytest.raises(IntegrityError, match="the log does not begin with those"):
+        make(told, tmp_path / "a.zip")
+    assert latest(tiered.database, "acme") is None
+    place.unlink()
+    make(told, tmp_path / "a.zip")
+    assert place.read_bytes() == members(tmp_path / "a.zip")["checkpoint.txt"]
+
+
+def test_a_bundle_is_stopped_while_the_tree_grows(tiered: Store, tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(StateError, match="stopped"):
+        make(tiered, tmp_path / "a.zip", stop=stop)
+    assert latest(tiered.database, "acme") is None
+    with pytest.raises(KeyboardInterrupt):
+        make(tiered, tmp_path / "a.zip", progress=interrupt)
+    assert latest(tiered.database, "acme") is None
+
+
+def interrupt(_done: int, _total: int | None) -> None:
+    raise KeyboardInterrupt
 
 
 class TestCommandLine:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 from pydantic import SecretStr
 
 from eventstore.app import Store, checkpoint_all, checkpoint_tenant, verify_tenant
 from eventstore.columns.canonical import canonical_column, chain_column
-from eventstore.errors import IntegrityError, TargetUnavailableError
-from eventstore.integrity import publishing
+from eventstore.db.engine import Database
+from eventstore.db.locks import checkpoint_key
+from eventstore.errors import BusyError, IntegrityError, SetupError, TargetUnavailableError
+from eventstore.integrity import checkpoints, publishing
 from eventstore.integrity.checkpoints import (
     SignedCheckpoint,
     latest,
@@ -25,8 +30,10 @@ from eventstore.integrity.checkpoints import (
     read_checkpoint,
 )
 from eventstore.integrity.merkle import is_consistent
-from eventstore.integrity.publishing import tenants_behind
+from eventstore.integrity.publishing import list_digest, tenants_behind
+from eventstore.integrity.tree import Tree
 from eventstore.model.query import EventFilter
+from eventstore.settings import load_settings
 from tests.integration.test_tree import hashes, tree_of
 from tests.unit.helpers import append, execute, make_tenant, new_event
 from tests.unit.test_merkle import mth
@@ -40,6 +47,11 @@ def checkpoint(store: Store, tenant: str = "acme") -> SignedCheckpoint:
 
 def events(store: Store, count: int, tenant: str = "acme") -> None:
     append(store, tenant, *(new_event(str(n)) for n in range(count)))
+
+
+def publishing_to(store: Store, *places: str) -> Store:
+    """The store with these places in its settings."""
+    return replace(store, settings=store.settings.model_copy(update={"checkpoint_to": places}))
 
 
 @pytest.fixture
@@ -329,16 +341,134 @@ def test_a_destination_that_is_away_does_not_keep_others_from_theirs(
 ) -> None:
     keeper.answers = [500] * 3
     file = tmp_path / "acme.txt"
-    ((where, error),) = checkpoint_tenant(acme, "acme", to=[f"{keeper.url}/a", str(file)]).failed
-    assert where == f"{keeper.url}/a"
+    told = publishing_to(acme, f"{keeper.url}/{{tenant}}", str(tmp_path / "{tenant}.txt"))
+    digest = list_digest(told.settings.checkpoint_to)
+    ((where, error),) = checkpoint_tenant(told, "acme").failed
+    assert where == f"{keeper.url}/acme"
     assert isinstance(error, TargetUnavailableError)
     assert file.exists()
     # It is brought there next time, though the log has not grown.
-    assert tenants_behind(acme.database, publishing=True) == ["acme"]
-    assert tenants_behind(acme.database, publishing=False) == []
-    assert checkpoint_tenant(acme, "acme", to=[f"{keeper.url}/a", str(file)]).failed == ()
-    assert keeper.documents == {"/a": file.read_bytes()}
-    assert tenants_behind(acme.database, publishing=True) == []
+    assert tenants_behind(acme.database, digest) == ["acme"]
+    assert tenants_behind(acme.database) == []
+    assert checkpoint_all(told) == []
+    assert keeper.documents == {"/acme": file.read_bytes()}
+    assert tenants_behind(acme.database, digest) == []
+
+
+def test_it_is_remembered_to_which_places_a_checkpoint_was_brought(acme: Store, tmp_path: Path) -> None:
+    """Another place does not count for those of the settings; one that is added to these later gets the
+    checkpoint of a log that has not grown."""
+    first, second = (str(tmp_path / name / "{tenant}") for name in ("first", "second"))
+    told = publishing_to(acme, first)
+    checkpoint_tenant(told, "acme", to=[str(tmp_path / "elsewhere")])
+    assert tenants_behind(acme.database, list_digest([first])) == ["acme"]
+    assert checkpoint_all(told) == []
+    kept = (tmp_path / "first" / "acme").read_text()
+    assert tenants_behind(acme.database, list_digest([first])) == []
+    checkpoint_tenant(told, "acme", to=[str(tmp_path / "elsewhere")])
+    assert tenants_behind(acme.database, list_digest([first])) == []
+    assert checkpoint_all(publishing_to(acme, second, first)) == []
+    assert (tmp_path / "second" / "acme").read_text() == kept
+    assert tenants_behind(acme.database, list_digest([first, second])) == []
+
+
+def test_who_signs_at_the_same_time_is_no_contradiction(
+    acme: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that read the log's end, and one that appends, signs and publishes before it goes on."""
+    told = publishing_to(acme, str(tmp_path / "{tenant}"))
+
+    def other(*_: object) -> None:
+        events(acme, 10)
+        assert checkpoint_tenant(told, "acme").failed == ()
+
+    others = iter([other])
+    published = checkpoint_tenant(told, "acme", progress=lambda *_: next(others, lambda: None)())
+    assert published.checkpoint is not None
+    assert published.checkpoint.size == 310
+    real = checkpoints.latest
+
+    def latest_then_other(database: Database, tenant_id: str) -> SignedCheckpoint | None:
+        monkeypatch.undo()
+        events(acme, 10)
+        checkpoint(acme)
+        return real(database, tenant_id)
+
+    monkeypatch.setattr(checkpoints, "latest", latest_then_other)
+    assert checkpoint(acme).size == 320
+
+
+def test_a_larger_publication_of_the_log_as_it_is_by_now_is_no_contradiction(
+    acme: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log's end is read again."""
+    told = publishing_to(acme, str(tmp_path / "{tenant}"))
+    real = publishing._File.read
+
+    def read(file: publishing._File) -> str | None:
+        monkeypatch.setattr(publishing._File, "read", real)
+        events(acme, 300)
+        file.path.write_text(checkpoint(acme).note)
+        return real(file)
+
+    monkeypatch.setattr(publishing._File, "read", read)
+    assert checkpoint_tenant(told, "acme").failed == ()
+    assert latest(acme.database, "acme").size == 600  # type: ignore[union-attr]
+
+
+def test_one_at_a_time_signs_a_log(acme: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tenant(acme, "other")
+    events(acme, 3, "other")
+    monkeypatch.setattr(publishing, "_LOCK_TIMEOUT_MS", 50)
+    with psycopg.connect(acme.database.url) as conn:
+        conn.execute("SELECT pg_advisory_xact_lock(%s)", [checkpoint_key("acme")])
+        with pytest.raises(BusyError, match="somebody else makes a checkpoint of 'acme'"):
+            checkpoint_tenant(acme, "acme")
+        assert checkpoint_tenant(acme, "other").checkpoint is not None
+    assert checkpoint_tenant(acme, "acme").checkpoint is not None
+
+
+def test_nobody_else_signs() -> None:
+    """Whatever signs a log does it by the one function that looks at the publications first."""
+    root = Path(publishing.__file__).parents[1]
+    found = {path.name for path in root.rglob("*.py") if "make_checkpoint" in path.read_text()}
+    assert found == {"checkpoints.py", "publishing.py"}
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["http://h:abc/{tenant}", "http:///{tenant}", "https://h:99999/{tenant}", "http://[x/{tenant}", "ftp://h/{tenant}",
+     "", "/mnt/log.txt"],
+    ids=["port", "no-host", "large-port", "bracket", "scheme", "empty", "no-tenant"],
+)  # fmt: skip
+def test_a_place_that_is_none_is_refused_by_the_settings(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENTSTORE_CHECKPOINT_TO", json.dumps([place]))
+    with pytest.raises(SetupError, match=r"is no place for checkpoints|each log has a checkpoint of its own"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [sa.exc.InternalError("SELECT", {}, Exception("gone")), psycopg.InternalError("gone"), OSError("gone"),
+     ValueError("gone")],
+    ids=["sqlalchemy", "psycopg", "os", "value"],
+)  # fmt: skip
+def test_what_fails_for_one_tenant_is_left_with_it(
+    acme: Store, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_tenant(acme, "zoo")
+    events(acme, 3, "zoo")
+    real = Tree.grow
+
+    def grow(tree: Tree, tenant_id: str, *arguments: Any, **more: Any) -> None:
+        if tenant_id == "acme":
+            raise error
+        real(tree, tenant_id, *arguments, **more)
+
+    monkeypatch.setattr(Tree, "grow", grow)
+    assert checkpoint_all(acme) == ["acme"]
+    assert latest(acme.database, "zoo") is not None
+    assert "checkpoint of acme" in caplog.text
 
 
 def test_all_tenants_get_theirs_though_one_fails(
@@ -352,9 +482,9 @@ def test_all_tenants_get_theirs_though_one_fails(
     execute(acme.database.url, "UPDATE checkpoints SET root = sha256('x') WHERE tenant_id = 'broken'")
     events(acme, 3, "broken")
     place = str(tmp_path / "{tenant}")
-    told = replace(acme, settings=acme.settings.model_copy(update={"checkpoint_to": (place,)}))
+    told = publishing_to(acme, place)
     assert checkpoint_all(told) == ["broken"]
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["acme", "zoo"]
     assert "broken" in caplog.text
     assert "altered" in caplog.text
-    assert tenants_behind(acme.database, publishing=True) == ["broken"]
+    assert tenants_behind(acme.database, list_digest([place])) == ["broken"]

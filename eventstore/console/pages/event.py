@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
 from eventstore.access.reads import ReadAction
+from eventstore.app import Store, checkpoint_tenant
 from eventstore.console.difference import difference
 from eventstore.console.evidence import (
     certificate_of,
@@ -24,8 +25,8 @@ from eventstore.console.links import entity_address, event_address, with_query
 from eventstore.console.values import laid_out, visible
 from eventstore.console.view import render
 from eventstore.console.visit import Visit, visit
-from eventstore.errors import EventNotFoundError
-from eventstore.integrity.checkpoints import make_checkpoint
+from eventstore.errors import EventNotFoundError, StateError
+from eventstore.integrity.tree import Tree
 from eventstore.model.access import Permission
 from eventstore.model.certificate import payload_sha256, to_payload
 from eventstore.model.event import VALUE_FIELDS, Event
@@ -36,6 +37,8 @@ router = APIRouter()
 
 _ROUTE = "GET /console/t/{tenant}/event/{seq}"
 _RAW_CHARACTERS_MAX = 20_000
+# What the tree grows over while a person waits, some seconds long.
+_GROWTH_MAX = 2_000_000
 Seq = Annotated[int, Path(ge=1, lt=10**18)]
 
 
@@ -147,6 +150,15 @@ async def checkpoint(
     """Sign the log as it is now, so that the event has a proof. Whoever may take evidence out may have it
     signed: it changes nothing that was recorded."""
     await form(request, me)
-    store = me.store
-    await run_in_threadpool(make_checkpoint, store.database, store.tiers, store.key, tenant)
+    await run_in_threadpool(_sign, me.store, tenant)
     return RedirectResponse(f"{event_address(tenant, seq)}#proof", 303)
+
+
+def _sign(store: Store, tenant: str) -> None:
+    left = Tree(store.database, store.tiers).left_to_grow(tenant)
+    if left > _GROWTH_MAX:
+        raise StateError(
+            f"{left:,} events came since the log's tree has grown: that takes too long for a page",
+            hint=f"run eventstore checkpoint {tenant}, or wait for the scheduler's next checkpoint",
+        )
+    checkpoint_tenant(store, tenant).log_failures(tenant)
