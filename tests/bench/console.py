@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 import httpx
@@ -21,10 +22,11 @@ import pyarrow.parquet as pq
 
 from eventstore.app import Store
 from eventstore.clock import US_PER_S, SystemClock, to_iso
-from eventstore.governance.holds import place_hold
+from eventstore.governance.holds import get_hold, place_hold
 from eventstore.governance.keys import create_key
 from eventstore.governance.tenants import create_tenant
 from eventstore.intake.importer import import_file
+from eventstore.integrity.checkpoints import make_checkpoint
 from eventstore.model.access import Role
 from eventstore.model.hold import HoldScope
 from eventstore.model.limits import Limits
@@ -51,6 +53,9 @@ PAGES = {
     "its state two years ago": _PAGE_MS,
     "a rare entity, all archived": _PAGE_MS,
     "holds": _PAGE_MS,
+    "what a hold would cover": _PAGE_MS,
+    "a hold's case": _PAGE_MS,
+    "its release": _PAGE_MS,
     "exports": _PAGE_MS,
     "runs": _PAGE_MS,
     "the run that archived it all": _PAGE_MS,
@@ -61,7 +66,19 @@ PAGES = {
     "search: an action nobody did": _SEARCH_MS,
     "search: a text in values": _SEARCH_MS,
     "search: a text that is nowhere": _SEARCH_MS,
+    "search: the chart of all": _SEARCH_MS,
 }
+
+
+class Question(NamedTuple):
+    """How a page is asked for. `fields` None: by its address alone; else by a form that is sent there.
+    `part`: as htmx asks for a part of it."""
+
+    address: str
+    fields: dict[str, str] | None = None
+    part: bool = False
+
+
 ROWS = tuple(
     Row(f"console, {name}", "six real histories, 90 days hot", "ms", at_most=goal, absolute=True)
     for name, goal in PAGES.items()
@@ -83,6 +100,9 @@ def run(lab: Lab) -> list[Measured]:
             lab.say("archiving")
             report = store.compactor.run(store.compactor.tenants(), SystemClock().now_us())
             assert report.status is RunStatus.COMPLETED
+            lab.say("signing checkpoints, so that events have proofs")
+            for path in files:
+                make_checkpoint(store.database, store.tiers, store.key, _tenant(path))
             asked = {_tenant(path): questions(store, path, str(report.run_id)) for path in files}
             key = administrator(store)
         with lab.api(site) as (port, _), signed_in(port, key) as client:
@@ -123,8 +143,8 @@ def signed_in(port: int, key: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def questions(store: Store, path: Path, run_id: str) -> dict[str, str]:
-    """The address of each page for a tenant, made of what its history has."""
+def questions(store: Store, path: Path, run_id: str) -> dict[str, Question]:
+    """Each page for a tenant, made of what its history has."""
     tenant = _tenant(path)
     rows = pq.read_table(path, columns=["entity_id", "actor", "occurred_at", "new_value"])
     counts = sorted(pc.value_counts(rows["entity_id"]).to_pylist(), key=lambda c: -int(c["counts"]))
@@ -135,6 +155,9 @@ def questions(store: Store, path: Path, run_id: str) -> dict[str, str]:
     ).events.column("seq")[0]
     start_us = int(middle["occurred_at"].timestamp() * US_PER_S)
     base = f"/console/t/{tenant}"
+    with store.database.transaction() as conn:
+        case = f"{base}/holds/{get_hold(conn, tenant, 'case-1').hold_id}"
+    looked_at = {"name": "case-2", "reason": "asked by a court", "covers": "entities"}
 
     def search(**wanted: str) -> str:
         return f"{base}/search?{urlencode(wanted)}"
@@ -150,6 +173,8 @@ def questions(store: Store, path: Path, run_id: str) -> dict[str, str]:
         "its state two years ago": entity(busiest, as_of="2024-06-01T00:00:00Z"),
         "a rare entity, all archived": entity(rare),
         "holds": f"{base}/holds",
+        "a hold's case": case,
+        "its release": f"{case}/release",
         "exports": f"{base}/exports",
         "runs": "/console/runs",
         "the run that archived it all": f"/console/runs/{run_id}",
@@ -163,18 +188,25 @@ def questions(store: Store, path: Path, run_id: str) -> dict[str, str]:
         "search: a text in values": search(text=str(middle["new_value"])[:12]),
         "search: a text that is nowhere": search(text="zq7nowhere"),
     }
-    assert found.keys() == PAGES.keys()
-    return found
+    asked = {name: Question(address) for name, address in found.items()}
+    preview = Question(f"{base}/holds/preview", {**looked_at, "entities": f"file/{busiest}"})
+    asked["what a hold would cover"] = preview
+    asked["search: the chart of all"] = Question(search(part="chart"), part=True)
+    assert asked.keys() == PAGES.keys()
+    return asked
 
 
-def measure(client: httpx.Client, asked: dict[str, dict[str, str]], rounds: Iterator[int]) -> list[Measured]:
+def measure(
+    client: httpx.Client, asked: dict[str, dict[str, Question]], rounds: Iterator[int]
+) -> list[Measured]:
     """Ask for each page of each tenant: once first, and then in rounds."""
-    first = {name: [_ask(client, pages[name]) for pages in asked.values()] for name in PAGES}
+    csrf = csrf_of(client.get("/console/reason"))
+    first = {name: [_ask(client, pages[name], csrf) for pages in asked.values()] for name in PAGES}
     times: dict[str, list[float]] = {name: [] for name in PAGES}
     for _ in rounds:
         for pages in asked.values():
             for name in PAGES:
-                times[name].append(_ask(client, pages[name])[0])
+                times[name].append(_ask(client, pages[name], csrf)[0])
     return [Measured(row, times[name], notes=_notes(times[name], first[name])) for row, name in _named()]
 
 
@@ -190,10 +222,14 @@ def _notes(times: Sequence[float], first: Sequence[tuple[float, int]]) -> list[s
     ]
 
 
-def _ask(client: httpx.Client, address: str) -> tuple[float, int]:
+def _ask(client: httpx.Client, asked: Question, csrf: str) -> tuple[float, int]:
     """How long a page took, in ms, and its bytes as the browser has them."""
     started = time.perf_counter()
-    answer = client.get(address)
+    headers = {"HX-Request": "true"} if asked.part else {}
+    if asked.fields is None:
+        answer = client.get(asked.address, headers=headers)
+    else:
+        answer = client.post(asked.address, data={**asked.fields, "csrf": csrf}, headers=headers)
     took_ms = (time.perf_counter() - started) * 1000
-    assert answer.status_code == 200, (address, answer.status_code, answer.text[:500])
+    assert answer.status_code == 200, (asked, answer.status_code, answer.text[:500])
     return took_ms, len(answer.content)
