@@ -1,5 +1,5 @@
 """Requests made up from the OpenAPI document: none is answered with a 5xx, nor with anything that the
-document does not say (FUZZ_EXAMPLES for each route, 6 unless set). And hostile ones that no generator makes.
+document does not say (FUZZ_EXAMPLES for each route, 4 unless set). And hostile ones that no generator makes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from eventstore.model.subscription import Receipt, Subscription
 from tests.integration.apiserver import served_api
 from tests.unit.helpers import DAY_US, START_US, append, make_tenant, new_event, run_retention
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "4"))
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
