@@ -31,8 +31,8 @@ _SUBSCRIPTION_THREADS = 4
 # How often an end is looked at without being woken, in seconds; less often where there are many.
 _POLL_S = 1.0
 _POLL_EACH_S = 0.002
-# Writing to a consumer takes some 50 µs, mostly the system's. After a batch the end is left alone for about
-# twice as long as all its consumers take, so that however many they are, half of the loop is the others'.
+# Writing to a consumer takes about so long, much of it the system's. After a batch the end is left alone for
+# about as long as all its consumers take: however many they are, half of the loop is the others'.
 _EACH_S = 0.0001
 _TOLD_AT_ONCE = 32
 _FEEDS_MAX = 5_000
