@@ -8,6 +8,8 @@ the certificate is signed and stored, and the window leaves the log. Only after 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
@@ -65,49 +67,72 @@ def expire(task: TaskContext) -> None:
         remove_objects(task)
 
 
+@dataclass(frozen=True, slots=True)
+class _Unjudged:
+    """What decides whether holds cover the window, as one transaction saw it."""
+
+    in_force: Sequence[Hold]
+    segments: Sequence[Segment]
+    filters: Mapping[int, bytes]
+
+    @property
+    def known(self) -> frozenset[object]:
+        return frozenset(hold.hold_id for hold in self.in_force)
+
+
 def _take_out(task: TaskContext) -> list[Hold]:
     """Put a certificate in the window's place; or the holds that stop it."""
-    tenant_id, record = task.tenant.tenant_id, task.record
-    assert record.last_seq is not None
     judged: dict[frozenset[object], list[Hold]] = {}
     kept: Kept | None = None
     while True:
-        with task.database.transaction() as conn:
-            task.guard(conn)
-            lock_destruction(conn, tenant_id)
-            # Under the policy at the run's time, and under the one that is in force by now: whoever has made
-            # it longer since was told that nothing is destroyed under the former one.
-            present_us = to_us(conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one())
-            policy = longest_kept(
-                policy_of(conn, tenant_id, task.now_us), policy_of(conn, tenant_id, present_us)
-            )
-            expires_us = policy.policy.expires_at(record.window)
-            if expires_us is None or expires_us > task.now_us:
-                raise StateError(
-                    f"window {record.window} has not expired under policy {policy.policy_no}",
-                    hint="the policy was changed after the plan; nothing was destroyed",
-                )
-            segments = list_segments(conn, tenant_id, seq_from=record.first_seq, seq_to=record.last_seq)
-            in_force = holds_in_force(conn, tenant_id)
-            known = frozenset(hold.hold_id for hold in in_force)
-            covering = [] if not in_force else judged.get(known)
-            if covering is not None:
-                if covering:
-                    return covering
-                if kept is not None:
-                    _certify(conn, task, policy, segments, kept)
-                    keep(conn, tenant_id, kept)
-                    expire_window(conn, tenant_id, record)
-                    request_quarantined(conn, tenant_id, record)
-                    return []
-            filters = list_entity_filters(conn, tenant_id, seq_from=record.first_seq, seq_to=record.last_seq)
-        if covering is not None:
+        found = _certify_unless_held(task, judged, kept)
+        if isinstance(found, list):
+            return found
+        if found is None:
             # Nothing holds it. What is kept of the tree is read from the events, while they are there.
             kept = _to_keep(task)
             continue
         # What the holds cover may take reading the segments: not in a transaction that others wait for.
-        held = [HeldSegment.of_segment(s, filters.get(s.range.first_seq)) for s in segments]
-        judged[known] = holds_over(in_force, held, task.shop.targets, on_unreadable=task.warn)
+        held = [HeldSegment.of_segment(s, found.filters.get(s.range.first_seq)) for s in found.segments]
+        judged[found.known] = holds_over(found.in_force, held, task.shop.targets, on_unreadable=task.warn)
+
+
+def _certify_unless_held(
+    task: TaskContext, judged: Mapping[frozenset[object], list[Hold]], kept: Kept | None
+) -> list[Hold] | _Unjudged | None:
+    """The one transaction that takes the window out: an empty list, it did; a list, the holds that stop it.
+    `_Unjudged`: it is to be judged first what they cover. None: `kept` is wanted first."""
+    tenant_id, record = task.tenant.tenant_id, task.record
+    assert record.last_seq is not None
+    with task.database.transaction() as conn:
+        task.guard(conn)
+        lock_destruction(conn, tenant_id)
+        # Under the policy at the run's time, and under the one that is in force by now: whoever has made
+        # it longer since was told that nothing is destroyed under the former one.
+        present_us = to_us(conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one())
+        policy = longest_kept(policy_of(conn, tenant_id, task.now_us), policy_of(conn, tenant_id, present_us))
+        expires_us = policy.policy.expires_at(record.window)
+        if expires_us is None or expires_us > task.now_us:
+            raise StateError(
+                f"window {record.window} has not expired under policy {policy.policy_no}",
+                hint="the policy was changed after the plan; nothing was destroyed",
+            )
+        segments = list_segments(conn, tenant_id, seq_from=record.first_seq, seq_to=record.last_seq)
+        in_force = holds_in_force(conn, tenant_id)
+        covering = [] if not in_force else judged.get(frozenset(hold.hold_id for hold in in_force))
+        if covering is None:
+            seqs = (record.first_seq, record.last_seq)
+            filters = list_entity_filters(conn, tenant_id, seq_from=seqs[0], seq_to=seqs[1])
+            return _Unjudged(in_force, segments, filters)
+        if covering:
+            return covering
+        if kept is None:
+            return None
+        _certify(conn, task, policy, segments, kept)
+        keep(conn, tenant_id, kept)
+        expire_window(conn, tenant_id, record)
+        request_quarantined(conn, tenant_id, record)
+        return []
 
 
 def _to_keep(task: TaskContext) -> Kept:

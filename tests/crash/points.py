@@ -138,8 +138,8 @@ MOVE_POINTS = {
 EXPIRY_POINTS = {
     "expire-before": (f"{_EXPIRE}/_take_out:before:1", "dropped"),
     "expire-signed": (f"{_EXPIRE}/_certify:after:1", "dropped"),
-    "expire-commit-before": (f"{_EXPIRE}/_take_out>{_COMMIT}:before:1", "dropped"),
-    "expire-commit-sent": (f"{_EXPIRE}/_take_out>{_COMMIT}>{_WAIT}:sent:1", "expired"),
+    "expire-commit-before": (f"{_EXPIRE}/_certify_unless_held>{_COMMIT}:before:2", "dropped"),
+    "expire-commit-sent": (f"{_EXPIRE}/_certify_unless_held>{_COMMIT}>{_WAIT}:sent:2", "expired"),
     "expire-after": (f"{_EXPIRE}/_take_out:after:1", "expired"),
     "certificate-put-before": ("eventstore.governance.certificates/put_certificate:before:1", "expired"),
     "certificate-put-after": ("eventstore.governance.certificates/put_certificate:after:1", "expired"),
