@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# torture: rounds of kills on a plain store, then seconds of everything at once
+# torture: kills at every step, rounds of kills on a plain store, then seconds of everything at once
 N ?= 200
 SECONDS ?= 600
 
@@ -44,8 +44,8 @@ screenshots: install
 	SCREENSHOTS=1 $(BIN)/python -m pytest tests/browser/test_screenshots.py -q
 
 torture: install
-	TORTURE_ROUNDS=$(N) TORTURE_SECONDS=$(SECONDS) $(BIN)/python -m pytest \
-		tests/crash/test_random.py tests/crash/test_torture.py -q -s --timeout=0
+	CRASH_POINTS=all TORTURE_ROUNDS=$(N) TORTURE_SECONDS=$(SECONDS) $(BIN)/python -m pytest \
+		tests/crash/test_points.py tests/crash/test_random.py tests/crash/test_torture.py -q -s --timeout=0
 
 lock: install
 	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check > requirements-dev.lock
