@@ -1,7 +1,7 @@
 """kill -9 at every step, with appenders and a reader at work; a restart; the independent checker as judge.
 
-Of the steps of archiving, whose tests take the longest, every second one; with CRASH_POINTS=all (as `make
-torture` has it) each.
+Of the steps of archiving and appending, whose tests take the longest, every second one; with CRASH_POINTS=all (as
+`make torture` has it) each.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ MOVE_US, EXPIRY_US = OPEN_US + 10 * HOUR_US, OPEN_US + 30 * HOUR_US
 
 
 _STRIDE = 1 if os.environ.get("CRASH_POINTS") == "all" else 2
+_APPENDING = list(APPEND_POINTS.items())[::_STRIDE]
 _ARCHIVING = dict(islice(RETENTION_POINTS.items(), 0, None, _STRIDE))
 
 
@@ -144,7 +145,7 @@ def test_killed_when_a_policy_comes_into_force(world: World, point: str, unit: s
     world.check(orphans_allowed=False)
 
 
-@pytest.mark.parametrize("point", APPEND_POINTS.values(), ids=APPEND_POINTS.keys())
+@pytest.mark.parametrize("point", [pytest.param(point, id=name) for name, point in _APPENDING])
 def test_append_killed(world: World, point: str) -> None:
     appender = world.appender("appender", clock_us=OPEN_US)
     # Twenty minutes a round: every third round makes a window, and the other appender's clock is behind.
