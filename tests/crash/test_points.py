@@ -1,7 +1,7 @@
 """kill -9 at every step, with appenders and a reader at work; a restart; the independent checker as judge.
 
-Of the steps of archiving and appending, whose tests take the longest, every second one; with CRASH_POINTS=all (as
-`make torture` has it) each.
+Of the steps of archiving and appending, whose tests take the longest, every second one; with CRASH_POINTS=all
+(as `make torture` has it) each.
 """
 
 from __future__ import annotations
