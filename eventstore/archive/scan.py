@@ -22,6 +22,7 @@ from eventstore.archive.cache import SegmentCache
 from eventstore.archive.target import ArchiveTarget
 from eventstore.archive.targets import Targets
 from eventstore.archive.verify import digest_segment
+from eventstore.columns.canonical import fixed_bytes
 from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
 from eventstore.errors import ArchiveDamageError, BusyError, TargetUnavailableError
 from eventstore.model.segment import Segment
@@ -252,7 +253,8 @@ def _hashes(path: str, at: int, first_seq: int, last_seq: int) -> Iterator[bytes
             if at <= last_seq and at + rows > first_seq:
                 column = file.read_row_group(index, columns=["hash"], use_threads=False).column(0)
                 start, end = max(first_seq - at, 0), min(last_seq + 1 - at, rows)
-                yield b"".join(column.slice(start, end - start).to_pylist())
+                hashes = column.slice(start, end - start).cast(EVENT_SCHEMA.field("hash").type)
+                yield b"".join(fixed_bytes(chunk, 32).tobytes() for chunk in hashes.chunks)
             at += rows
 
 
