@@ -4,11 +4,7 @@ others have typed as text."""
 from __future__ import annotations
 
 import re
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -17,6 +13,7 @@ from eventstore.clock import FixedClock
 from eventstore.model.access import Role
 from tests.console.served import Person, served_console
 from tests.unit.helpers import START_US, append, fill_days, make_tenant, new_event, read, run_retention
+from tests.waiting import until
 
 PAGE = "/console/t/acme/exports"
 HOSTILE = "<script>alert(1)</script>\"'=1"
@@ -30,14 +27,6 @@ def log(store: Store, clock: FixedClock) -> Store:
     append(store, "acme", new_event(HOSTILE, actor="bea"))
     run_retention(store, START_US + 2 * 86_400_000_000)
     return store
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, what
-        threading.Event().wait(0.05)
-    return found
 
 
 def ask(person: Person, **fields: str) -> str:
@@ -56,7 +45,7 @@ def settled(person: Person, address: str) -> str:
         assert "<html" not in part.text
         return None if "every 2s" in part.text else part.text
 
-    found: str = until(look, "it is polled for ever")
+    found: str = until(look, "it is polled no more")
     return found
 
 
@@ -83,7 +72,7 @@ def test_an_export_is_asked_for_seen_and_downloaded(log: Store) -> None:
         assert got.content == api.get("/v1/tenants/acme/export", params=wanted).content
         assert got.headers["content-disposition"].startswith('attachment; filename="acme-')
         assert "script-src 'self'" in got.headers["content-security-policy"]
-        until(lambda: len(read(log, "eventstore-reads")) >= 5, "reads were not written down")
+        until(lambda: len(read(log, "eventstore-reads")) >= 5, "reads are written down")
         routes = [e["new_value"] for e in read(log, "eventstore-reads") if e["actor"] == ann.subject]
         assert sum("/console/t/{tenant}/exports/{export_id}/file" in text for text in routes) == 2
         gone = ann.post(where.removesuffix("/file") + "/cancel")

@@ -19,7 +19,8 @@ from eventstore.model.policy import ArchiveTier, Ending, Policy
 from eventstore.model.run import RunKind
 from eventstore.model.window import WindowUnit
 from tests.crash.child import FURTHER_TARGETS, Simulated
-from tests.crash.world import HOUR_US, Process, World, until
+from tests.crash.world import HOUR_US, Process, World
+from tests.waiting import until
 
 __all__ = ["POLICY", "SEEDED_HOURS", "Torture"]
 

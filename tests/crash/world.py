@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -30,15 +29,15 @@ from eventstore.retention.compactor import RunOrder
 from eventstore.settings import Settings
 from eventstore.testing.invariants import Report, check_store
 from tests.crash.child import FURTHER_TARGETS, Acks, new_event
+from tests.waiting import DEADLINE_S, until
 
-__all__ = ["BASE_US", "HOUR_US", "TENANTS", "TIERED", "UNTIERED", "Host", "Process", "World", "seed", "until"]
+__all__ = ["BASE_US", "HOUR_US", "TENANTS", "TIERED", "UNTIERED", "Host", "Process", "World", "seed"]
 
 TENANTS = ("alpha", "beta")
 HOUR_US = 3600 * US_PER_S
 BASE_US = parse_time_us("2024-03-01T00:00:00Z")
 SEED_HOURS = 2
 SEED_EVENTS = 40  # a tenant and hour
-DEADLINE_S = 60.0
 
 # Windows are due as soon as they end. Ten hours in each tier, and then no more.
 UNTIERED = Policy(WindowUnit.HOUR, 0)
@@ -48,18 +47,6 @@ TIERED = Policy(
     tuple(ArchiveTier(name, 10 * HOUR_US) for name in ("archive", *FURTHER_TARGETS)),
     Ending.EXPIRE,
 )
-
-T = TypeVar("T")
-
-
-def until(condition: Callable[[], T | None], what: str) -> T:
-    """Poll until the condition holds (is not None or False); its value."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {DEADLINE_S} s in vain until {what}")
-        time.sleep(0.002)
-    return found
 
 
 class Process:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -51,6 +51,7 @@ from eventstore.settings import Settings
 from tests.conftest import TODAY_US
 from tests.integration.issuer import Issuer
 from tests.unit.helpers import DAY_US, HOUR_US, execute, make_tenant
+from tests.waiting import until
 
 HERE = "127.0.0.1"
 ELSEWHERE = "203.0.113.9"
@@ -140,15 +141,6 @@ def a_key(
     return key.key_id, text
 
 
-def until(happened: Callable[[], bool], *, within_s: float = 10.0) -> float:
-    """Wait until it has happened; how long that took."""
-    started = time.monotonic()
-    while not happened():
-        assert time.monotonic() - started < within_s, "it did not happen in time"
-        time.sleep(0.002)
-    return time.monotonic() - started
-
-
 # --- the beginning ------------------------------------------------------------------------------------
 
 
@@ -181,7 +173,7 @@ def test_until_there_is_an_administrator_this_machine_alone_is_served(
     made = process.ask("POST", "/v1/keys", body={"role": "administrator", "label": "first"})
     assert made.status_code == 201
     key = made.json()["key"]
-    until(lambda: another.ask("GET", "/v1/keys").status_code == 401)
+    until(lambda: another.ask("GET", "/v1/keys").status_code == 401, "the other process hears of it")
     for served in (process, another):
         assert served.ask("GET", "/v1/keys").status_code == 401
         assert served.ask("GET", "/v1/keys", key, peer=ELSEWHERE, host="events.example").status_code == 200
@@ -308,7 +300,10 @@ def test_a_key_ends_at_its_time_also_where_it_is_remembered(database: Database) 
     _, key = a_key(database, expires_us=TODAY_US + US_PER_S, now_us=TODAY_US)
     deciding.start()
     try:
-        until(lambda: bool(deciding.authenticate(key.encode(), ELSEWHERE, []) and remembered(deciding, key)))
+        until(
+            lambda: deciding.authenticate(key.encode(), ELSEWHERE, []) and remembered(deciding, key),
+            "the key is remembered",
+        )
         clock.move_to(TODAY_US + US_PER_S - 1)
         assert remembered(deciding, key)
         clock.move_to(TODAY_US + US_PER_S)
@@ -380,18 +375,18 @@ def test_a_revoked_key_ends_at_once_in_every_process(
     for _ in range(5):
         made = process.ask("POST", "/v1/keys", admin, body={"role": "operator"}).json()
         for served in (process, another):
-            until(partial(served.remembers_after_asking, made["key"]))
+            until(partial(served.remembers_after_asking, made["key"]), "the key is remembered")
         assert process.ask("DELETE", f"/v1/keys/{made['key_id']}", admin).status_code == 200
         for served in (process, another):
-            assert until(partial(served.refuses, made["key"])) < 1.0
+            until(partial(served.refuses, made["key"]), "the key is refused", within_s=1.0)
 
 
 def test_a_notice_that_went_astray_is_made_good(store: Store, process: Process) -> None:
     key_id, key = a_key(store.database)
-    until(partial(process.remembers_after_asking, key))
+    until(partial(process.remembers_after_asking, key), "the key is remembered")
     change = "SET revoked_us = 1, revoked_by = 'x', changed_no = changed_no + 1"
     execute(store.database.url, f"UPDATE api_keys {change} WHERE key_id = '{key_id}'")
-    until(lambda: not process.admits(key), within_s=3.0)
+    until(lambda: not process.admits(key), "the change is noticed", within_s=3.0)
 
 
 @pytest.mark.usefixtures("patient")
@@ -399,7 +394,7 @@ def test_what_cannot_hear_of_changes_believes_nothing(
     store: Store, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key_id, key = a_key(store.database)
-    until(partial(process.remembers_after_asking, key))
+    until(partial(process.remembers_after_asking, key), "the key is remembered")
     with monkeypatch.context() as cut:
         # Its listening connection is lost, and it gets no other.
         cut.setattr(watch, "_BEAT_S", 0.01)
@@ -410,14 +405,14 @@ def test_what_cannot_hear_of_changes_believes_nothing(
             " WHERE datname = current_database() AND query LIKE '%max(api_keys.changed_no)%'"
             " AND pid <> pg_backend_pid()",
         )
-        until(lambda: process.authenticator._watch.believed_until == 0.0)
+        until(lambda: process.authenticator._watch.believed_until == 0.0, "nothing is believed")
         for _ in range(3):
             assert process.admits(key)  # each time from the database
             assert not process.remembers(key)
         revoke_key(store.database, key_id, by="ann", now_us=store.database.now_us())
         assert not process.admits(key)
     _, other = a_key(store.database)
-    until(partial(process.remembers_after_asking, other))
+    until(partial(process.remembers_after_asking, other), "the key is remembered")
     assert not process.admits(key)
 
 
@@ -433,7 +428,10 @@ def test_a_silent_network_is_not_believed_for_long(
     deciding = Authenticator(database)
     deciding.start()
     try:
-        until(lambda: bool(deciding.authenticate(key.encode(), ELSEWHERE, []) and remembered(deciding, key)))
+        until(
+            lambda: deciding.authenticate(key.encode(), ELSEWHERE, []) and remembered(deciding, key),
+            "the key is remembered",
+        )
         now_s = time.monotonic()
         monkeypatch.setattr(time, "monotonic", lambda: now_s + 3.01 + 1.0)
         deciding._watch._over.set()  # it says nothing from here on

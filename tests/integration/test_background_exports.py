@@ -58,6 +58,7 @@ from tests.unit.helpers import (
     read,
     run_retention,
 )
+from tests.waiting import until
 
 PATH = "/v1/tenants/acme/exports"
 WAIT_S = 20.0
@@ -103,14 +104,6 @@ def files(store: Store) -> list[str]:
     return sorted(os.listdir(path)) if path.exists() else []
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, what
-        threading.Event().wait(0.02)
-    return found
-
-
 def asked(store: Store, *, by: Principal = ADMIN, form: FileFormat = FileFormat.NDJSON) -> BackgroundExport:
     return ask_export(store.database, "acme", Wish(EventFilter(), form), by=by, limits=LIMITS)
 
@@ -127,7 +120,7 @@ def ended(client: httpx.Client, asking: httpx.Response) -> dict[str, Any]:
         shown: dict[str, Any] = client.get(asking.headers["location"]).json()
         return shown if shown["state"] not in ("waiting", "making") else None
 
-    found: dict[str, Any] = until(look, "the export has not ended")
+    found: dict[str, Any] = until(look, "the export ends")
     return found
 
 
@@ -223,9 +216,9 @@ def test_making_and_downloading_are_written_down(log: Store) -> None:
         asking = client.post(PATH, params={"entity_id": "0", "reason": "case 7"})
         shown = ended(client, asking)
         assert client.get(f"{PATH}/{shown['export_id']}/file").status_code == 200
-        until(lambda: len(read(log, READS_TENANT)) >= 4, "nothing was written down")
+        until(lambda: len(read(log, READS_TENANT)) >= 4, "reads are written down")
         entries = read(log, READS_TENANT)
-        until(lambda: callers.app.state.usage.used(subject) > 0, "the archive's bytes were not counted")
+        until(lambda: callers.app.state.usage.used(subject) > 0, "the archive's bytes are counted")
     assert {(e["actor"], e["action"], e["entity_id"]) for e in entries} == {(subject, "export", "acme")}
     values = [json.loads(e["new_value"]) for e in entries]
     assert [v["state"] for v in values] == ["begun", "ended", "begun", "ended"]
@@ -285,7 +278,7 @@ def test_the_export_of_a_killed_process_is_taken_over(log: Store) -> None:
     (part,) = files(log)
     assert part.endswith(".1.ndjson.part")
     with calling(log) as callers:
-        until(lambda: now(log, export).state is ExportState.READY, "nobody took it over")
+        until(lambda: now(log, export).state is ExportState.READY, "somebody takes it over")
         found = now(log, export)
         client = callers.as_role(Role.ADMINISTRATOR)
         got = client.get(f"{PATH}/{export.export_id}/file")
@@ -303,14 +296,14 @@ def test_a_process_that_stops_gives_its_export_back(log: Store, gate: Gate) -> N
         assert gate.reached.wait(WAIT_S)
         closing = threading.Thread(target=worker.close)
         closing.start()
-        until(lambda: not worker._thread.is_alive(), "it goes on looking")
+        until(lambda: not worker._thread.is_alive(), "it stops looking")
         gate.open.set()
         closing.join(WAIT_S)
         found = now(log, export)
         assert (found.state, found.attempt, found.events) == (ExportState.WAITING, 1, 0)
         assert files(log) == []
     with calling(log):
-        until(lambda: now(log, export).state is ExportState.READY, "nobody took it up again")
+        until(lambda: now(log, export).state is ExportState.READY, "somebody takes it up again")
 
 
 def test_one_who_was_taken_for_dead_changes_nothing(log: Store) -> None:
@@ -368,14 +361,14 @@ def test_a_making_is_cancelled(log: Store, gate: Gate) -> None:
         client = callers.as_role(Role.COMPLIANCE)
         asking = client.post(PATH)
         assert gate.reached.wait(WAIT_S)
-        until(lambda: client.get(asking.headers["location"]).json()["size_bytes"] > 0, "no progress is shown")
+        until(lambda: client.get(asking.headers["location"]).json()["size_bytes"] > 0, "progress is shown")
         assert client.get(asking.headers["location"]).json()["state"] == "making"
         assert client.get(f"{asking.headers['location']}/file").status_code == 409
         assert client.delete(asking.headers["location"]).status_code == 204
         gate.open.set()
         shown = ended(client, asking)
         assert shown["state"] == "cancelled"
-        until(lambda: files(log) == [], "its file stays")
+        until(lambda: files(log) == [], "its file is gone")
         assert client.get(f"{asking.headers['location']}/file").status_code == 409
 
 
@@ -464,7 +457,7 @@ def test_files_that_no_row_knows_go_when_they_are_old(log: Store) -> None:
     (where / f"{unknown}.4.csv").mkdir()
     (where / f"{unknown}.5.csv").symlink_to(where / "notes.txt")
     with calling(log):
-        until(lambda: not set(ours) & set(files(log)), "old files are still there")
+        until(lambda: not set(ours) & set(files(log)), "old files are gone")
     assert set(files(log)) == {*others, young, f"{unknown}.4.csv", f"{unknown}.5.csv"}
     assert folder_of(log).sweep(log.database) == []
 

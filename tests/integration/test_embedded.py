@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -26,6 +26,7 @@ from eventstore.db.embedded.binaries import Binaries, find_binaries
 from eventstore.db.embedded.home import Home, lock_within
 from eventstore.db.embedded.processes import Postmaster, server_processes
 from eventstore.errors import EmbeddedPostgresError
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
 
@@ -40,13 +41,6 @@ with start_embedded(Path(sys.argv[1])) as server:
     print(server.url, flush=True)
     sys.stdin.read()
 """
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s in vain until {what}"
-        time.sleep(0.01)
 
 
 def environment(*first: Path) -> dict[str, str]:

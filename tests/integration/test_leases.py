@@ -40,7 +40,7 @@ from tests.crash.fixtures import (
     tiered_world,
     world,
 )
-from tests.crash.world import BASE_US, HOUR_US, World, until
+from tests.crash.world import BASE_US, HOUR_US, World
 from tests.unit.helpers import (
     DAY_US,
     START_US,
@@ -50,6 +50,7 @@ from tests.unit.helpers import (
     new_event,
     run_retention,
 )
+from tests.waiting import until
 
 # Fixtures, for pytest to find.
 __all__ = [

@@ -31,7 +31,6 @@ from eventstore.retention.daemon import precreate
 from eventstore.retention.scheduler import Job, Scheduler, next_fire_us, trigger_of
 from eventstore.settings import Settings
 from eventstore.testing.invariants import check_store
-from tests.crash.world import until
 from tests.unit.helpers import (
     DAY_US,
     HOUR_US,
@@ -45,6 +44,7 @@ from tests.unit.helpers import (
     run_retention,
     seqs,
 )
+from tests.waiting import until
 
 EVERY_HOUR = Schedule(every_us=HOUR_US)
 NIGHTLY = Schedule(cron="30 3 * * *")

@@ -156,6 +156,7 @@ def test_the_queue_is_bounded_by_bytes(appender: HeldAppender, committer: GroupC
 
 
 def test_close_finishes_what_is_queued_and_refuses_what_comes(appender: HeldAppender) -> None:
+    before = set(threading.enumerate())
     committer = GroupCommitter(appender, workers=3)
     futures = [committer.submit(tenant, request()) for tenant in "abcde" for _ in range(3)]
     appender.wait_for_call()
@@ -167,7 +168,7 @@ def test_close_finishes_what_is_queued_and_refuses_what_comes(appender: HeldAppe
     assert not closing.is_alive()
     assert all(f.done() for f in futures)
     answers(futures)
-    assert not any(t.name.startswith("append-") for t in threading.enumerate())
+    assert not any(t.name.startswith("append-") for t in set(threading.enumerate()) - before)
     with pytest.raises(BusyError, match="shutting down"):
         committer.submit("a", request())
     committer.close()  # again: nothing happens
