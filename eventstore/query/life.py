@@ -1,13 +1,14 @@
-"""An entity's life, as far as it can be looked at at once: its newest events, and what they say together.
+"""An entity's life, as far as it is looked at: its newest events, and what they say together.
 
-However long a history, no more of it is read than `EVENTS_MAX` events, or some megabytes; whatever is counted
-is then of that part, and says so.
+However long a history, no more of it is read than was asked for, or some megabytes (`Depth`); whatever is
+counted is then of that part, and says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,20 +16,31 @@ import pyarrow.compute as pc
 from eventstore.clock import clamp_us
 from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.model.query import EventFilter, Order
-from eventstore.query.as_of import EntityState, fold_state
+from eventstore.query.as_of import EntityState, entity_as_of, fold_state
 from eventstore.query.coverage import Coverage
 from eventstore.query.reader import LogReader, Page
 
-__all__ = ["EVENTS_MAX", "Life", "Touch", "entity_life", "entity_page", "merge_coverage", "state_at"]
+__all__ = ["Depth", "Life", "Touch", "entity_life", "entity_page", "merge_coverage", "state_at"]
 
-# An archived history lies scattered over segments, each of which takes its time: with 2,000 events a page of
-# the busiest entity took longer than a page may.
-EVENTS_MAX = 300
+
+class Depth(StrEnum):
+    """How far back an entity's life is read: an archived history lies scattered over segments, each of which
+    takes its time."""
+
+    GLANCE = ""  # what a page shows at once
+    PART = "part"  # what is said of most entities, and of the busy ones lately
+    ALL = "all"  # as far as memory allows
+
+
+# The most events of each depth, and the most bytes.
+EVENTS_MAX = {Depth.GLANCE: 50, Depth.PART: 500, Depth.ALL: 100_000}
+_BYTES_MAX = {Depth.GLANCE: 16 * 2**20, Depth.PART: 16 * 2**20, Depth.ALL: 64 * 2**20}
+# A type that nobody named is that of so many events, if they agree.
+_UNTYPED_EVENTS = 300
 # Events of one field are picked out of so many: a look for a field that an entity hardly ever has does not
 # read its whole history at once.
 _PICKED_FROM_MAX = 1_000
 _FIRST_EVENTS = 100
-_BYTES_MAX = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,15 @@ class Life:
     types: Mapping[str, int]
     coverage: Coverage
 
+    @property
+    def last_seq(self) -> int:
+        return int(self.events.column("seq")[0].as_py())
+
+    @property
+    def last_us(self) -> int:
+        """When it was last changed."""
+        return int(self.events.column("recorded_at").cast(pa.int64())[0].as_py())
+
     def touches(self) -> list[Touch]:
         """Who has touched it, the most active first."""
         found = self.events.group_by("actor").aggregate(
@@ -80,7 +101,14 @@ class Life:
         return {"hot": hot, "archive": len(seqs) - hot}
 
 
-def entity_life(reader: LogReader, tenant_id: str, entity_id: str, *, entity_type: str | None = None) -> Life:
+def entity_life(
+    reader: LogReader,
+    tenant_id: str,
+    entity_id: str,
+    *,
+    entity_type: str | None = None,
+    depth: Depth = Depth.PART,
+) -> Life:
     """The newest events of an entity. What cannot be read is named in the coverage.
 
     Raises:
@@ -89,17 +117,18 @@ def entity_life(reader: LogReader, tenant_id: str, entity_id: str, *, entity_typ
     """
     wanted = EventFilter(entity_type=entity_type, entity_id=entity_id)
     tables, after, coverage = [EVENT_SCHEMA.empty_table()], None, Coverage()
-    rows, limit = 0, _FIRST_EVENTS
+    most = max(EVENTS_MAX[depth], _UNTYPED_EVENTS if entity_type is None else 0)
+    rows, limit = 0, min(most, _FIRST_EVENTS)
     while True:
         page = reader.page(tenant_id, wanted, order=Order.DESC, after=after, limit=limit, partial=True)
         merge_coverage(coverage, page.coverage)
         tables.append(page.events)
         rows, after = rows + page.events.num_rows, page.next_after
-        if after is None or rows >= EVENTS_MAX or page.events.num_rows < limit:
+        if after is None or rows >= most or page.events.num_rows < limit:
             break
         # The size of the first ones says how many more are to be taken into memory.
         per_event = max(1, page.events.nbytes // page.events.num_rows)
-        limit = min(EVENTS_MAX, _BYTES_MAX // per_event) - rows
+        limit = min(most, _BYTES_MAX[depth] // per_event) - rows
         if limit < 1:
             break
     events = pa.concat_tables(tables).combine_chunks()
@@ -130,30 +159,42 @@ def entity_page(
     return Page(found.slice(0, limit), found.column("seq")[limit - 1].as_py(), page.coverage)
 
 
-def state_at(reader: LogReader, tenant_id: str, life: Life, as_of_us: int | None) -> tuple[EntityState, bool]:
-    """The entity as its events up to a recorded time (inclusive; None: now) leave it, and whether all of them
-    were looked at: if not, fields that were set before are missing.
+def state_at(
+    reader: LogReader, tenant_id: str, life: Life, as_of_us: int | None, *, depth: Depth = Depth.PART
+) -> tuple[EntityState, bool]:
+    """The entity as its events up to a recorded time (inclusive; None: now) leave it, and whether as many of
+    them were looked at as count: if not, fields that were set before are missing.
 
     Raises:
         InputError: its fields are larger than can be held at once.
         RateLimitedError, TenantNotFoundError
     """
     assert life.entity_type is not None
-    if as_of_us is None:
-        return fold_state(life.entity_type, life.entity_id, [life.events]), life.complete
-    if life.complete:
-        recorded = life.events.column("recorded_at").cast(pa.int64())
-        events, complete = life.events.filter(pc.less_equal(recorded, as_of_us)), True
-    else:
+    if depth is Depth.ALL and not life.complete:
+        state = entity_as_of(
+            reader,
+            tenant_id,
+            life.entity_id,
+            entity_type=life.entity_type,
+            as_of_us=as_of_us,
+            partial=True,
+        )
+        merge_coverage(life.coverage, state.coverage)
+        return state, True
+    events, complete = life.events, life.complete
+    if as_of_us is not None and complete:
+        events = events.filter(pc.less_equal(events.column("recorded_at").cast(pa.int64()), as_of_us))
+    elif as_of_us is not None:
         wanted = EventFilter(
             entity_type=life.entity_type,
             entity_id=life.entity_id,
             recorded_to_us=clamp_us(as_of_us + 1),
         )
-        page = reader.page(tenant_id, wanted, order=Order.DESC, limit=EVENTS_MAX, partial=True)
+        page = reader.page(tenant_id, wanted, order=Order.DESC, limit=EVENTS_MAX[depth], partial=True)
         merge_coverage(life.coverage, page.coverage)
         events, complete = page.events, page.next_after is None
-    return fold_state(life.entity_type, life.entity_id, [events]), complete
+    state = fold_state(life.entity_type, life.entity_id, [events])
+    return state, complete or state.ended is not None  # what came before an end does not count
 
 
 def merge_coverage(into: Coverage, more: Coverage) -> None:

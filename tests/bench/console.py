@@ -50,7 +50,9 @@ PAGES = {
     "tenant": _PAGE_MS,
     "event in the archive": _PAGE_MS,
     "the busiest entity": _PAGE_MS,
-    "its state two years ago": _PAGE_MS,
+    "its life, by htmx": _PAGE_MS,
+    "its state two years ago, by htmx": _PAGE_MS,
+    "its whole life, by htmx": _SEARCH_MS,
     "a rare entity, all archived": _PAGE_MS,
     "holds": _PAGE_MS,
     "what a hold would cover": _PAGE_MS,
@@ -80,7 +82,13 @@ class Question(NamedTuple):
 
 
 ROWS = tuple(
-    Row(f"console, {name}", "six real histories, 90 days hot", "ms", at_most=goal, absolute=True)
+    Row(
+        f"console, {name}",
+        "the slowest of six real histories, 90 days hot",
+        "ms",
+        at_most=goal,
+        absolute=True,
+    )
     for name, goal in PAGES.items()
 )
 
@@ -170,7 +178,6 @@ def questions(store: Store, path: Path, run_id: str) -> dict[str, Question]:
         "tenant": base,
         "event in the archive": f"{base}/event/{old}",
         "the busiest entity": entity(busiest),
-        "its state two years ago": entity(busiest, as_of="2024-06-01T00:00:00Z"),
         "a rare entity, all archived": entity(rare),
         "holds": f"{base}/holds",
         "a hold's case": case,
@@ -191,6 +198,10 @@ def questions(store: Store, path: Path, run_id: str) -> dict[str, Question]:
     asked = {name: Question(address) for name, address in found.items()}
     preview = Question(f"{base}/holds/preview", {**looked_at, "entities": f"file/{busiest}"})
     asked["what a hold would cover"] = preview
+    then = "2024-06-01T00:00:00Z"
+    asked["its life, by htmx"] = Question(entity(busiest, life="part"), part=True)
+    asked["its state two years ago, by htmx"] = Question(entity(busiest, life="part", as_of=then), part=True)
+    asked["its whole life, by htmx"] = Question(entity(busiest, life="all"), part=True)
     asked["search: the chart of all"] = Question(search(part="chart"), part=True)
     assert asked.keys() == PAGES.keys()
     return asked
@@ -199,27 +210,27 @@ def questions(store: Store, path: Path, run_id: str) -> dict[str, Question]:
 def measure(
     client: httpx.Client, asked: dict[str, dict[str, Question]], rounds: Iterator[int]
 ) -> list[Measured]:
-    """Ask for each page of each tenant: once first, and then in rounds."""
+    """Ask for each page of each tenant: once first, and then in rounds. A figure is that of the slowest tenant."""
     csrf = csrf_of(client.get("/console/reason"))
     first = {name: [_ask(client, pages[name], csrf) for pages in asked.values()] for name in PAGES}
-    times: dict[str, list[float]] = {name: [] for name in PAGES}
+    times: dict[str, dict[str, list[float]]] = {name: {tenant: [] for tenant in asked} for name in PAGES}
     for _ in rounds:
-        for pages in asked.values():
+        for tenant, pages in asked.items():
             for name in PAGES:
-                times[name].append(_ask(client, pages[name], csrf)[0])
-    return [Measured(row, times[name], notes=_notes(times[name], first[name])) for row, name in _named()]
+                times[name][tenant].append(_ask(client, pages[name], csrf)[0])
+    return [_measured(row, times[name], first[name]) for row, name in zip(ROWS, PAGES, strict=True)]
 
 
-def _named() -> list[tuple[Row, str]]:
-    return list(zip(ROWS, PAGES, strict=True))
-
-
-def _notes(times: Sequence[float], first: Sequence[tuple[float, int]]) -> list[str]:
+def _measured(row: Row, times: dict[str, list[float]], first: Sequence[tuple[float, int]]) -> Measured:
+    slowest = max(times, key=lambda tenant: median(times[tenant]))
+    every = [took for of_tenant in times.values() for took in of_tenant]
     cold, sizes = [took for took, _ in first], [size for _, size in first]
-    return [
-        f"p95 {amount(float(np.percentile(times, 95)))} ms; the first time {amount(median(cold))} ms, "
+    note = (
+        f"The slowest is {slowest}; of all six {amount(median(every))} ms, p95 "
+        f"{amount(float(np.percentile(every, 95)))} ms; the first time {amount(median(cold))} ms, "
         f"at most {amount(max(cold))} ms; the largest page has {amount(max(sizes) / 1000)} kB."
-    ]
+    )
+    return Measured(row, times[slowest], notes=[note])
 
 
 def _ask(client: httpx.Client, asked: Question, csrf: str) -> tuple[float, int]:

@@ -87,6 +87,12 @@ def steps(page: str) -> list[int]:
     return [int(seq) for seq in re.findall(r'<li class="step" id="event-(\d+)"', page)]
 
 
+def way_on(page: str) -> str | None:
+    """Where the steps that follow are."""
+    more = re.search(r'hx-get="([^"]*)" hx-target="closest li"', page)
+    return html.unescape(more[1]) if more else None
+
+
 def text_of(page: str) -> str:
     """What can be read, an element apart from the next."""
     text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
@@ -134,19 +140,18 @@ def test_one_field_alone(world: World) -> None:
 
 
 @pytest.mark.parametrize("order", ["desc", "asc"])
-@pytest.mark.parametrize("most", [2000, 100], ids=["all at hand", "in parts"])
+@pytest.mark.parametrize("most", [2000, 50], ids=["all at hand", "in parts"])
 @pytest.mark.parametrize("field", ["", "f2"])
 def test_pages_follow_one_another(
     world: World, monkeypatch: pytest.MonkeyPatch, order: str, most: int, field: str
 ) -> None:
-    monkeypatch.setattr(life, "EVENTS_MAX", most)
+    monkeypatch.setitem(life.EVENTS_MAX, life.Depth.GLANCE, most)
     monkeypatch.setattr(life, "_FIRST_EVENTS", 40)
     monkeypatch.setattr(life, "_PICKED_FROM_MAX", 30)
     page = world.page(entity_type="order", entity_id="busy", order=order, field=field)
     found, pages = steps(page), 1
-    while (more := re.search(r'hx-get="([^"]*)"', page)) is not None:
+    while (address := way_on(page)) is not None:
         assert len(steps(page)) <= 50
-        address = html.unescape(more[1])
         assert steps(world.person.page(address)) == steps(world.person.fragment(address).text)
         page = world.person.fragment(address).text
         assert "<html" not in page
@@ -245,19 +250,75 @@ def test_who_touched_it_and_when(world: World) -> None:
     assert "Events 6 Actors 2 Tiers hot 2 archive 4" in text
 
 
-def test_of_a_long_life_a_part_is_counted_and_that_is_said(
+def together_of(world: World, page: str) -> str:
+    """What htmx puts into a page of a long life when it is loaded."""
+    (address,) = re.findall(r'<div class="life-now" hx-get="([^"]*)" hx-trigger="load"', page)
+    answer = world.person.client.get(html.unescape(address), headers={"HX-Request": "true"})
+    assert answer.status_code == 200
+    assert "<html" not in answer.text
+    return answer.text
+
+
+@pytest.mark.parametrize("as_of", ["", "2024-03-03T12:00:00Z"])
+def test_of_a_long_life_the_page_shows_the_newest_and_reads_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, as_of: str
+) -> None:
+    monkeypatch.setitem(life.EVENTS_MAX, life.Depth.PART, 60)
+    seqs = seqs_of(world, "busy")
+    page = world.page(entity_type="order", entity_id="busy", as_of=as_of)
+    assert steps(page) == seqs[::-1][:50]
+    assert "It has more than 50 events." in text_of(page)
+    assert "Who touched it</h2>" not in page
+
+    part = together_of(world, page)
+    text = text_of(part)
+    assert "Events more than 60" in text
+    assert "Actors 1 in the newest 60 events" in text
+    assert f"First seen 2024-03-03 12:00:00 #{seqs[0]} Last change 2024-03-03 12:00:00 #{seqs[-1]}" in text
+    assert "In the newest 60 events; there are more" in text
+    assert "A field that was set before them, and not since, is missing here." in text
+
+    (whole,) = re.findall(r'hx-get="([^"]*)" hx-target="closest .life-now"', part)
+    every = world.person.client.get(html.unescape(whole), headers={"HX-Request": "true"}).text
+    assert "Events 120 Actors 1 Tiers hot 120" in text_of(every)
+    assert "is missing here" not in every
+    # Without htmx, the same addresses are pages with all of it.
+    for address, shown in ((whole, "Events 120 Actors 1"), (whole.replace("=all", "=part"), "more than 60")):
+        paged = world.person.page(html.unescape(address))
+        assert shown in text_of(paged)
+        assert steps(paged) == seqs[::-1][:50]
+
+
+def test_a_whole_life_is_folded_however_little_of_it_is_held(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(life, "EVENTS_MAX", 100)
-    monkeypatch.setattr(life, "_FIRST_EVENTS", 40)
-    first, last = seqs_of(world, "busy")[::119]
-    page = world.page(entity_type="order", entity_id="busy")
-    text = text_of(page)
-    assert "Events more than 100" in text
-    assert "Actors 1 in the newest 100 events" in text
-    assert f"First seen 2024-03-03 12:00:00 #{first} Last change 2024-03-03 12:00:00 #{last}" in text
-    assert "In the newest 100 events; there are more" in text
-    assert "A field that was set before them, and not since, is missing here." in text
+    """Where not even a whole life may be held at once, its state is that of all events nevertheless."""
+    monkeypatch.setitem(life.EVENTS_MAX, life.Depth.PART, 2)
+    monkeypatch.setitem(life.EVENTS_MAX, life.Depth.GLANCE, 2)
+    monkeypatch.setitem(life.EVENTS_MAX, life.Depth.ALL, 3)
+    parts = [text_of(world.page(entity_type="order", entity_id="1", life=how)) for how in ("part", "all")]
+    expected = entity_as_of(world.store.reader, "acme", "1", entity_type="order")
+    for name, setting in expected.fields.items():
+        at = setting.origin.recorded_at[:19].replace("T", " ")
+        shown = f"{name} {readable(setting.value or '').text} #{setting.origin.seq} {at}"
+        assert shown in parts[1]
+    assert "is missing here" in parts[0]
+    assert "is missing here" not in parts[1]
+    assert "Events more than 3" in parts[1]
+
+
+def test_a_field_of_a_long_life_is_looked_for_further_back_by_itself(world: World) -> None:
+    page = world.page(entity_type="order", entity_id="busy", field="f1")
+    found = steps(page)
+    assert len(found) > 9
+    assert 'hx-trigger="load, click"' not in page
+    rare = world.page(entity_type="order", entity_id="busy", field="no-such")
+    assert steps(rare) == []
+    (address,) = re.findall(
+        r'hx-get="([^"]*)" hx-target="closest li" hx-swap="outerHTML" hx-trigger="load, click"', rare
+    )
+    more = world.person.client.get(html.unescape(address), headers={"HX-Request": "true"}).text
+    assert "No event on the field no-such here." in text_of(more)
 
 
 def test_what_was_searched_is_said_where_nothing_is_found(world: World) -> None:
@@ -352,8 +413,7 @@ def test_hostile_values_are_text_and_bounded(world: World) -> None:
             assert len(answer.content) < 700_000
             assert not re.search("[\u202a-\u202e\u2066-\u2069\x00\u200b]", Parsed(answer.text).text)
             found += steps(answer.text)
-            more = re.search(r'hx-get="([^"]*)"', answer.text)
-            address = html.unescape(more[1]) if more else None
+            address = way_on(answer.text)
         assert found == list(range(len(_VALUES), 0, -1))
         for seq in range(len(PAYLOADS) + 1, len(_VALUES) + 1):
             answer = person.get(f"/console/t/{tenant}/event/{seq}")

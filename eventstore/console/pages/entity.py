@@ -21,8 +21,8 @@ from eventstore.console.view import is_fragment, render
 from eventstore.console.visit import Visit, visit
 from eventstore.model.access import Permission
 from eventstore.model.query import EventFilter, Order, decode_cursor
-from eventstore.query.as_of import Origin
-from eventstore.query.life import Life, entity_life, entity_page, merge_coverage, state_at
+from eventstore.query.as_of import EntityState, Origin, fold_state
+from eventstore.query.life import Depth, Life, Touch, entity_life, entity_page, merge_coverage, state_at
 from eventstore.query.places import places_of
 from eventstore.query.reader import Page
 
@@ -33,10 +33,10 @@ router = APIRouter()
 _ROUTE = "GET /console/t/{tenant}/entity"
 STEPS_MAX = 50
 _LOOK_BACK = 50
+_FEW_STEPS = 10
 # Of a state: fields that are shown, and characters of each value.
 _FIELDS_MAX = 200
 _CHARACTERS_MAX = 240
-_TOUCHES_MAX = 100
 _LOCAL_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,6})?)?")
 
 
@@ -51,9 +51,11 @@ class _Asked:
     order: Order
     as_of_us: int | None
     after: int | None
+    depth: Depth
 
     def address(self, entity_type: str | None, **changed: object) -> str:
-        """The page with other parameters; where the timeline begins is given up, unless it is one of them."""
+        """The page with other parameters; where the timeline begins, and how much of its life is read, are
+        given up unless they are among them."""
         given: dict[str, object] = {
             "field": self.field,
             "order": None if self.order is Order.DESC else self.order.value,
@@ -86,8 +88,10 @@ def show(
     order: Order = Order.DESC,
     as_of: Annotated[str, Query(description="Now, unless given")] = "",
     cursor: str = "",
+    life: Annotated[Depth, Query(description="How far back it is read")] = Depth.GLANCE,
 ) -> Response:
-    """Its timeline, its state, and who touched it. Asked for by htmx with a cursor: the steps that follow."""
+    """Its timeline, its state, and who touched it: of a long life the timeline alone unless `life` says more.
+    Asked for by htmx with a cursor: the steps that follow; else what its events say together."""
     asked = _Asked(
         tenant,
         entity_type or None,
@@ -96,21 +100,26 @@ def show(
         order,
         _moment(as_of),
         decode_cursor(cursor) if cursor else None,
+        life,
     )
     if not entity_id:
         return render(request, me, "entity.html", asked=asked, life=None)
+    part = is_fragment(request) and asked.entity_type is not None
     query: dict[str, object] = {name: value for name, value in request.query_params.items() if value}
     with me.read(tenant, _ROUTE, query, action=ReadAction.READ) as read:
-        if is_fragment(request) and asked.after is not None and asked.entity_type is not None:
+        if part and asked.after is not None:
             return render(request, me, "_entity_steps.html", **_timeline(me, read, asked, None))
-        life = entity_life(read.reader, tenant, entity_id, entity_type=asked.entity_type)
-        context: dict[str, Any] = {"asked": asked, "life": life}
-        if life.entity_type is not None and life.events.num_rows:
-            context |= _timeline(me, read, asked, life)
-            context |= _summary(read, asked, life)
-            context |= _state(read, asked, life)
-        read.covers(life.coverage, events=life.events.num_rows)
-        return render(request, me, "entity.html", **context)
+        found = entity_life(read.reader, tenant, entity_id, entity_type=asked.entity_type, depth=asked.depth)
+        context: dict[str, Any] = {"asked": asked, "life": found, "together": None, "part": part}
+        if found.entity_type is not None and found.events.num_rows:
+            if found.complete or asked.depth is not Depth.GLANCE:
+                context["together"] = _together(read, asked, found)
+            if not part:
+                context |= _timeline(me, read, asked, found)
+                newest = fold_state(found.entity_type, entity_id, [found.events.slice(0, 1)])
+                context["ended"] = newest.ended is not None and asked.as_of_us is None
+        read.covers(found.coverage, events=found.events.num_rows)
+        return render(request, me, "_entity_together.html" if part else "entity.html", **context)
 
 
 def _moment(text: str) -> int | None:
@@ -150,10 +159,13 @@ def _timeline(me: Visit, read: Read, asked: _Asked, life: Life | None) -> dict[s
     steps = steps_of(page.events, places, _known(read, asked, entity_type, page, life))
     return {
         "asked": asked,
+        "fields": [] if life is None else life.fields()[:_FIELDS_MAX],
         "steps": steps,
         "entity_type": entity_type,
         "more": None if page.next_after is None else asked.address(entity_type, cursor=page.next_after),
         "looked_to": page.next_after,
+        # Of a field that is rarely changed, a page has looked at a few events only.
+        "by_itself": asked.field is not None and life is not None and len(steps) < _FEW_STEPS,
     }
 
 
@@ -198,38 +210,39 @@ def _known(read: Read, asked: _Asked, entity_type: str, page: Page, life: Life |
 # --- what the events say together ---------------------------------------------------------------------
 
 
-def _summary(read: Read, asked: _Asked, life: Life) -> dict[str, Any]:
-    """When it was first seen and last changed, by whom, in which tiers, and its fields."""
-    recorded = life.events.column("recorded_at").cast(pa.int64())
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """When an entity was first seen and by whom it was touched, in which tiers it lies, and its state."""
+
+    first_seq: int
+    first_us: int
+    touches: list[Touch]
+    tiers: dict[str, int]
+    state: EntityState
+    # Whether all events that count for the state were looked at.
+    state_complete: bool
+    fields: list[_FieldNow]
+    fields_left_out: int
+
+
+def _together(read: Read, asked: _Asked, life: Life) -> _Together:
+    state, complete = state_at(read.reader, asked.tenant, life, asked.as_of_us, depth=asked.depth)
     first = life.events.slice(life.events.num_rows - 1)
     if not life.complete:
         wanted = EventFilter(entity_type=life.entity_type, entity_id=life.entity_id)
         oldest = read.reader.page(asked.tenant, wanted, order=Order.ASC, limit=1, partial=True)
         merge_coverage(life.coverage, oldest.coverage)
         first = oldest.events if oldest.events.num_rows else first
-    touches = life.touches()
-    return {
-        "first_seq": first.column("seq")[0].as_py(),
-        "first_us": first.column("recorded_at").cast(pa.int64())[0].as_py(),
-        "last_seq": life.events.column("seq")[0].as_py(),
-        "last_us": recorded[0].as_py(),
-        "touches": touches[:_TOUCHES_MAX],
-        "touches_left_out": max(0, len(touches) - _TOUCHES_MAX),
-        "actors": len(touches),
-        "tiers": life.tiers(),
-        "fields": life.fields()[:_FIELDS_MAX],
-    }
-
-
-def _state(read: Read, asked: _Asked, life: Life) -> dict[str, Any]:
-    """Its fields as they were."""
-    state, complete = state_at(read.reader, asked.tenant, life, asked.as_of_us)
-    return {
-        "state": state,
-        "state_complete": complete,
-        "state_fields": [
+    return _Together(
+        first.column("seq")[0].as_py(),
+        first.column("recorded_at").cast(pa.int64())[0].as_py(),
+        life.touches(),
+        life.tiers(),
+        state,
+        complete,
+        [
             _FieldNow(name, readable(setting.value or "null", _CHARACTERS_MAX), setting.origin)
             for name, setting in list(state.fields.items())[:_FIELDS_MAX]
         ],
-        "state_left_out": max(0, len(state.fields) - _FIELDS_MAX),
-    }
+        max(0, len(state.fields) - _FIELDS_MAX),
+    )
