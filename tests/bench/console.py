@@ -210,7 +210,7 @@ def questions(store: Store, path: Path, run_id: str) -> dict[str, Question]:
 def measure(
     client: httpx.Client, asked: dict[str, dict[str, Question]], rounds: Iterator[int]
 ) -> list[Measured]:
-    """Ask for each page of each tenant: once first, and then in rounds. A figure is that of the slowest tenant."""
+    """Ask for each page of each tenant, once first, then in rounds. A figure is the slowest tenant's."""
     csrf = csrf_of(client.get("/console/reason"))
     first = {name: [_ask(client, pages[name], csrf) for pages in asked.values()] for name in PAGES}
     times: dict[str, dict[str, list[float]]] = {name: {tenant: [] for tenant in asked} for name in PAGES}
