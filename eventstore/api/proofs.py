@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from eventstore.api.access import allow
 from eventstore.api.conditional import NOT_MODIFIED, IfNoneMatch, etag_of, is_match, not_modified
 from eventstore.api.governed import answering, encoded
+from eventstore.api.limits import meter_of
 from eventstore.api.parameters import known_parameters
 from eventstore.api.reads import Read, reading
 from eventstore.api.schemas import answers
@@ -198,7 +199,7 @@ async def consistency(tenant: str, request: Request, first: _Size, second: _Size
         if first > second:
             raise InputError(f"first is {first}, and second {second}: the smaller one comes first")
         later = get_checkpoint(store.database, tenant, second)
-        tree = Tree(store.database, store.tiers)
+        tree = Tree(store.database, store.tiers.metered(meter_of(request)))
         proof = tree.consistency(tenant, first, second)
         return {
             "first": first,
@@ -250,7 +251,7 @@ async def event_proof(
                     f"event {seq} came after the checkpoint of {signed.size} events",
                     hint="it is provable with the next one; eventstore checkpoint makes one at once",
                 )
-            tree = Tree(store.database, store.tiers)
+            tree = Tree(store.database, store.tiers.metered(read.meter))
             (path,) = tree.prove(tenant, [seq], signed.size, root=signed.root)
             read.covers(page.coverage, events=1)
             return encoded(

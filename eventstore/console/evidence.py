@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from eventstore.app import Store
 from eventstore.catalog.windows import list_segments
-from eventstore.errors import EventStoreError, IntegrityError
+from eventstore.errors import EventStoreError, IntegrityError, RateLimitedError
 from eventstore.governance.certificates import StoredCertificate, get_certificate, trusted_keys
 from eventstore.governance.holds import holds_in_force
 from eventstore.governance.signing import verify
@@ -27,7 +27,7 @@ from eventstore.model.explain import Explanation
 from eventstore.model.hold import Hold
 from eventstore.model.query import EventFilter, Order
 from eventstore.model.segment import Segment
-from eventstore.query.coverage import Coverage
+from eventstore.query.coverage import Coverage, Meter
 from eventstore.query.explain import explain_window
 from eventstore.query.life import merge_coverage
 from eventstore.query.places import Place, places_of
@@ -196,15 +196,23 @@ def _covers(hold: Hold, event: Event) -> bool:
     return is_named and scope.touches(event.recorded_at_us, event.recorded_at_us)
 
 
-def proof_of(store: Store, tenant_id: str, event: Event) -> Proof:
-    """The inclusion proof of an event in the latest checkpoint, verified from the event as it was read."""
+def proof_of(store: Store, tenant_id: str, event: Event, meter: Meter) -> Proof:
+    """The inclusion proof of an event in the latest checkpoint, verified from the event as it was read. The
+    meter counts what is read of the archive for it.
+
+    Raises:
+        RateLimitedError: the meter has come to its end.
+    """
     leaf = leaf_hash(event.hash)
     checkpoint = latest(store.database, tenant_id)
     if checkpoint is None or checkpoint.size < event.seq:
         return Proof(checkpoint, False, leaf)
     try:
         _check_signature(store, checkpoint)
-        (path,) = Tree(store.database, store.tiers).prove(tenant_id, [event.seq], checkpoint.size)
+        tree = Tree(store.database, store.tiers.metered(meter))
+        (path,) = tree.prove(tenant_id, [event.seq], checkpoint.size)
+    except RateLimitedError:
+        raise  # says nothing about the proof
     except EventStoreError as e:
         return Proof(checkpoint, True, leaf, problem=str(e))
     root = root_from_inclusion(event.seq - 1, checkpoint.size, leaf, path)

@@ -156,6 +156,8 @@ class Nodes:
     def load(self, blocks: range, wanted: Collection[int] | None = None) -> None:
         """Read the hashes of blocks that follow one another, as far as the log has them, and make the leaves
         of those that are wanted (None: of all)."""
+        if all(block in self._leaves for block in (blocks if wanted is None else wanted)):
+            return  # those at the tree's end are read for its root already
         first, last = blocks.start * BLOCK_LEAVES + 1, min(blocks.stop * BLOCK_LEAVES, self._last_seq)
         if first > last or not (self._damaged_too or self.expired.over(first, last)):
             values = self._tiers.hashes(self.tenant_id, first, last) if first <= last else b""

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from eventstore.archive.parquet import GROUP_ROWS_MAX
 from eventstore.clock import to_iso
 from eventstore.model.segment import Segment
 
-__all__ = ["Coverage", "Meter", "Unreadable"]
+__all__ = ["Coverage", "Meter", "Unreadable", "opened_bytes"]
 
 
 class Meter(Protocol):
@@ -101,6 +102,16 @@ class Coverage:
                 for u in self.unreadable
             ],
         }
+
+
+def opened_bytes(segment: Segment, first: int, last: int) -> int:
+    """What a look at these seqs reads of a segment: whole row groups, as they are written."""
+    r = segment.range
+    start = max(first, r.first_seq) - r.first_seq
+    end = min(last, r.last_seq) - r.first_seq + 1
+    start -= start % GROUP_ROWS_MAX
+    end = min(r.event_count, end + -end % GROUP_ROWS_MAX)
+    return segment.size_bytes * (end - start) // r.event_count
 
 
 def _extend(ranges: list[tuple[int, int]], first_seq: int, last_seq: int) -> None:

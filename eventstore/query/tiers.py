@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from eventstore.model.query import EventFilter
 from eventstore.model.segment import Segment
 from eventstore.model.tenant import check_tenant_id
 from eventstore.query.conditions import DuckDialect, PostgresDialect, conditions
+from eventstore.query.coverage import Meter, opened_bytes
 
 __all__ = ["ArchivePart", "ExpiredRange", "LogState", "Tiers", "list_expired", "span"]
 
@@ -179,6 +181,14 @@ class Tiers:
         # stays so. And the filter of a segment never changes, wherever its bytes come to lie.
         self._parts: OrderedDict[str, _Known[tuple[ArchivePart, ...]]] = OrderedDict()
         self._filters: OrderedDict[str, _Known[dict[int, bytes]]] = OrderedDict()
+        self._meter: Meter | None = None
+
+    def metered(self, meter: Meter | None) -> Tiers:
+        """The same tiers, whose archived hashes count by a meter (None: nobody counts). What else is read
+        of the archive is counted by who walks through it."""
+        metered = copy.copy(self)
+        metered._meter = meter
+        return metered
 
     def state(self, tenant_id: str) -> LogState:
         """The log's state now.
@@ -299,6 +309,7 @@ class Tiers:
 
         Raises:
             CoverageError: not every one of them exists.
+            RateLimitedError: the meter has come to its end.
             TenantNotFoundError, ArchiveDamageError, TargetUnavailableError, SetupError
         """
         for anew_left in reversed(range(_ANEW_MAX + 1)):
@@ -334,7 +345,13 @@ class Tiers:
             and part.range.first_seq <= last_seq
             and part.range.last_seq >= first_seq
         ]
-        return b"".join(self._scan.hashes(segments, first_seq, last_seq))
+        if self._meter is None or not segments:
+            return b"".join(self._scan.hashes(segments, first_seq, last_seq))
+        self._meter.check()
+        try:
+            return b"".join(self._scan.hashes(segments, first_seq, last_seq))
+        finally:
+            self._meter.add(sum(opened_bytes(segment, first_seq, last_seq) for segment in segments))
 
     def _hot_hashes(self, tenant_id: str, first_seq: int, last_seq: int) -> bytes:
         query = (

@@ -20,17 +20,16 @@ from typing import TypeGuard
 import numpy as np
 import pyarrow as pa
 
-from eventstore.archive.parquet import GROUP_ROWS_MAX
 from eventstore.clock import clamp_us
 from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.errors import ArchiveDamageError, CoverageError, TargetUnavailableError
 from eventstore.model.event import uuid7_time_us
 from eventstore.model.query import EventFilter
 from eventstore.model.segment import Segment
-from eventstore.query.coverage import Coverage, Meter, Unreadable
+from eventstore.query.coverage import Coverage, Meter, Unreadable, opened_bytes
 from eventstore.query.tiers import ArchivePart, ExpiredRange, LogState, Tiers, span
 
-__all__ = ["Walk", "opened_bytes"]
+__all__ = ["Walk"]
 
 # A hot step looks at no more than this many seqs: a long statement would hold up the drop of a window.
 _HOT_SPAN = 100_000
@@ -371,16 +370,6 @@ def _outside(first: int, last: int, holes: Sequence[tuple[int, int]]) -> list[tu
     if first <= last:
         found.append((first, last))
     return found
-
-
-def opened_bytes(segment: Segment, first: int, last: int) -> int:
-    """What a look at these seqs reads of a segment: whole row groups, as they are written."""
-    r = segment.range
-    start = max(first, r.first_seq) - r.first_seq
-    end = min(last, r.last_seq) - r.first_seq + 1
-    start -= start % GROUP_ROWS_MAX
-    end = min(r.event_count, end + -end % GROUP_ROWS_MAX)
-    return segment.size_bytes * (end - start) // r.event_count
 
 
 def _unreadable(segment: Segment, error: ArchiveDamageError | TargetUnavailableError) -> Unreadable:

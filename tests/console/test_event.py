@@ -20,9 +20,10 @@ from eventstore.console.pages import event as event_page
 from eventstore.governance.certificates import get_certificate
 from eventstore.governance.holds import place_hold
 from eventstore.governance.tenants import create_tenant
-from eventstore.integrity.checkpoints import latest
+from eventstore.integrity.checkpoints import latest, make_checkpoint
 from eventstore.model.access import Role
 from eventstore.model.hold import HoldScope
+from eventstore.model.limits import Limits
 from eventstore.model.policy import ArchiveTier, Ending, Policy
 from eventstore.model.run import RunKind
 from eventstore.model.tenant import READS_TENANT
@@ -246,6 +247,15 @@ def test_an_event_is_proven_as_soon_as_there_is_a_checkpoint(world: World) -> No
     assert "This event is newer than the last checkpoint, of 5 events" in text_of(page)
     assert "Make a checkpoint now" in page
     assert "This event is in the log that was signed" in person.page(address)
+
+
+def test_what_its_proof_reads_of_the_archive_counts(world: World) -> None:
+    make_checkpoint(world.store.database, world.store.tiers, world.store.key, "acme")
+    visitor = world.served.person(Role.READER, limits=Limits(archive_bytes_per_day=1))
+    # The event is hot, as are those of its entity around it: only its proof comes to what is archived.
+    assert "hashes lead" in visitor.page(f"{BASE}/11")
+    refused = visitor.get(f"{BASE}/11")
+    assert (refused.status_code, "retry-after" in refused.headers) == (429, True)
 
 
 def test_publications_are_looked_at_before_the_page_signs(

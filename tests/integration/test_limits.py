@@ -20,13 +20,13 @@ from eventstore.db.engine import Database
 from eventstore.db.tables_access import usage
 from eventstore.errors import BusyError, InputError, RateLimitedError
 from eventstore.governance.keys import create_key, rotate_key
+from eventstore.integrity.checkpoints import make_checkpoint
 from eventstore.model.access import Principal, Role
 from eventstore.model.limits import Limits
 from eventstore.model.query import EventFilter
 from eventstore.model.segment import Segment, SegmentRange
 from eventstore.model.window import Window
-from eventstore.query.coverage import Coverage
-from eventstore.query.walk import opened_bytes
+from eventstore.query.coverage import Coverage, opened_bytes
 from tests.integration.callers import Callers, calling
 from tests.unit.helpers import DAY_US, START_US, append, fill_days, make_tenant, new_event, run_retention
 
@@ -235,6 +235,22 @@ def test_a_used_up_budget_refuses_the_archive_until_midnight_in_every_process(
     assert stored == 2 * archived
     with pytest.raises(RateLimitedError):
         CallerMeter(ArchiveUsage(callers.store.database), subject, archived + 1).check()
+
+
+def test_what_a_proof_reads_of_the_archive_counts(callers: Callers, archived: int) -> None:
+    store, path = callers.store, "/v1/tenants/acme"
+    make_checkpoint(store.database, store.tiers, store.key, "acme")
+    # Both proofs read the hashes of all the segments: the first of them also those before the event, which
+    # is hot itself; the other one the tree of the smaller size.
+    for asked in (f"{path}/events/16/proof", f"{path}/consistency?first=2&second=16"):
+        subject, text = callers.key(Role.READER, limits=Limits(archive_bytes_per_day=archived + 1))
+        reader = callers.client(text)
+        assert reader.get(asked).status_code == 200
+        assert archived < callers.app.state.usage.used(subject) <= 2 * archived
+        refused = reader.get(asked)
+        assert (refused.status_code, refused.json()["type"]) == (429, "urn:eventstore:rate-limited")
+        assert 1 <= int(refused.headers["retry-after"]) <= 86_400
+        assert reader.get(f"{path}/checkpoint").status_code == 200
 
 
 def test_processes_add_up_and_a_new_day_begins_anew(database: Database) -> None:

@@ -50,6 +50,7 @@ def show(request: Request, me: Annotated[Visit, visit(Permission.READ)], tenant:
         found = find_event(read.reader, tenant, seq)
         event = found.event
         around = (None, None) if event is None else neighbours(read.reader, tenant, event, found.coverage)
+        proof = None if event is None else proof_of(store, tenant, event, read.meter)
         read.covers(found.coverage, events=int(event is not None))
     if found.expired_no is not None:
         return _destroyed(request, me, tenant, seq, found.expired_no, found.last_seq)
@@ -77,7 +78,7 @@ def show(request: Request, me: Annotated[Visit, visit(Permission.READ)], tenant:
             with_holds=me.may(Permission.HOLD, tenant),
             with_plan=me.may(Permission.EXPLAIN, tenant),
         ),
-        proof=proof_of(store, tenant, event),
+        proof=proof,
         bundle=_bundle(me, tenant, event),
         may_sign=me.may(Permission.EXPORT, tenant),
     )
