@@ -136,24 +136,30 @@ def destination_of(text: str, tenant_id: str, *, token: str | None = None) -> De
 def tenants_behind(database: Database, digest: bytes | None = None) -> list[str]:
     """The tenants whose log has grown since their last checkpoint; with the digest of a list of places also
     those of whose last one it is not remembered that all of these have it."""
+    with database.transaction() as conn:
+        return list(conn.execute(_behind(digest)).scalars())
+
+
+def _behind(digest: bytes | None) -> sa.Select[tuple[str]]:
+    """The query of `tenants_behind`. It looks at one checkpoint of each tenant, however many there are: they
+    are kept for ever."""
+    c = checkpoints.c
     newest = (
-        sa.select(checkpoints.c.tenant_id, sa.func.max(checkpoints.c.size).label("size"))
-        .group_by(checkpoints.c.tenant_id)
-        .subquery()
+        sa.select(c.size, c.published_to)
+        .where(c.tenant_id == heads.c.tenant_id)
+        .order_by(c.size.desc())
+        .limit(1)
+        .lateral("newest")
     )
-    last = sa.and_(checkpoints.c.tenant_id == newest.c.tenant_id, checkpoints.c.size == newest.c.size)
     behind = sa.or_(newest.c.size.is_(None), heads.c.last_seq > newest.c.size)
     if digest is not None:
-        behind = sa.or_(behind, checkpoints.c.published_to.is_distinct_from(digest))
-    query = (
+        behind = sa.or_(behind, newest.c.published_to.is_distinct_from(digest))
+    return (
         sa.select(heads.c.tenant_id)
-        .outerjoin(newest, newest.c.tenant_id == heads.c.tenant_id)
-        .outerjoin(checkpoints, last)
+        .outerjoin(newest, sa.true())
         .where(heads.c.last_seq > 0, behind)
         .order_by(heads.c.tenant_id)
     )
-    with database.transaction() as conn:
-        return list(conn.execute(query).scalars())
 
 
 def checkpoint_and_publish(

@@ -372,6 +372,33 @@ def test_it_is_remembered_to_which_places_a_checkpoint_was_brought(acme: Store, 
     assert tenants_behind(acme.database, list_digest([first, second])) == []
 
 
+def test_one_checkpoint_of_each_tenant_is_looked_at_however_many_there_are(acme: Store) -> None:
+    make_tenant(acme, "globex")
+    append(acme, "globex", new_event())
+    make_checkpoint(acme.database, acme.tiers, acme.key, "acme")
+    execute(
+        acme.database.url,
+        "INSERT INTO checkpoints SELECT tenant_id, n, root, last_hash, note, made_us, published_to"
+        " FROM checkpoints, generate_series(301, 5000) n WHERE size = 300",
+    )
+    assert tenants_behind(acme.database) == ["globex"]
+    query = publishing._behind(None)
+    with acme.database.transaction() as conn:
+        conn.execute(sa.text("ANALYZE checkpoints"))
+        text = query.compile(conn, compile_kwargs={"literal_binds": True})
+        (plan,) = conn.execute(sa.text(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}")).scalar_one()
+    rows: list[float] = []
+
+    def walk(node: dict[str, Any]) -> None:
+        if node.get("Relation Name") == "checkpoints":
+            rows.append((node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"])
+        for inner in node.get("Plans", []):
+            walk(inner)
+
+    walk(plan["Plan"])
+    assert sum(rows) == 1  # of 4,701: globex has none
+
+
 def test_who_signs_at_the_same_time_is_no_contradiction(
     acme: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
