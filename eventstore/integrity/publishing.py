@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-import httpx
 import sqlalchemy as sa
 
 from eventstore.db.engine import Database
@@ -56,6 +55,9 @@ _LOCK_TIMEOUT_MS = 60_000
 # A destination that nobody can read, or where there is nothing yet.
 _NOTHING = (401, 403, 404, 405, 410, 501)
 _AGAIN = (429, 500, 502, 503, 504)
+# What was read is not there any more: somebody else has replaced it. It is read and compared again, so often.
+_QUICKER = 412
+_QUICKER_MAX = 3
 
 
 class Destination(Protocol):
@@ -212,7 +214,8 @@ def _publish(
     with database.transaction() as conn:
         keys = [*trusted_keys(conn).values(), key.verify_key]
     failed: list[tuple[str, EventStoreError]] = []
-    reached: list[Destination] = []
+    # And what was there, which was compared.
+    reached: list[tuple[Destination, str | None]] = []
 
     def kept(destination: Destination, document: str | None) -> Checkpoint | None:
         if document is None or not document.strip():
@@ -225,27 +228,33 @@ def _publish(
                 hint="nothing was replaced; look at what is there, and name another place",
             ) from e
 
+    def compare_one(tree: Tree, size: int, destination: Destination, there: Checkpoint, left: str) -> None:
+        if there.size > size:  # the log may have grown, and been signed, since
+            size = tiers.state(tenant_id).last_seq
+            tree.grow(tenant_id, min(size, there.size))
+        _refuse_contradiction(tree, tenant_id, size, destination, there, left)
+
     def compare(tree: Tree, size: int) -> None:
         for destination in keepers.destinations:
             try:
-                there = kept(destination, destination.read())
+                document = destination.read()
+                there = kept(destination, document)
             except (TargetUnavailableError, InputError) as e:
                 failed.append((destination.describe(), e))
                 continue
             if there is not None:
-                if there.size > size:  # the log may have grown, and been signed, since
-                    size = tiers.state(tenant_id).last_seq
-                    tree.grow(tenant_id, min(size, there.size))
-                _refuse_contradiction(tree, tenant_id, size, destination, there)
-            reached.append(destination)
+                compare_one(tree, size, destination, there, "nothing was signed")
+            reached.append((destination, document))
 
     found = make_checkpoint(database, tiers, key, tenant_id, before=compare)
     if found is None:
         return Published(None)
-    for destination in reached:
+    for destination, compared in reached:
 
-        def newer(document: str | None, to: Destination = destination) -> bool:
+        def newer(document: str | None, to: Destination = destination, before: str | None = compared) -> bool:
             there = kept(to, document)
+            if there is not None and document != before:  # somebody was quicker
+                compare_one(Tree(database, tiers), found.size, to, there, "nothing was replaced there")
             return there is None or there.size < found.size
 
         try:
@@ -263,18 +272,19 @@ def _publish(
 
 
 def _refuse_contradiction(
-    tree: Tree, tenant_id: str, size: int, destination: Destination, there: Checkpoint
+    tree: Tree, tenant_id: str, size: int, destination: Destination, there: Checkpoint, left: str
 ) -> None:
+    """`left`: what was not done therefore."""
     where = f"{destination.describe()} keeps a checkpoint of {there.size} events of {tenant_id!r}"
     if there.size > size:
         raise IntegrityError(
             f"{where}, and the log has {size}",
-            hint="the end of the log was lost or cut off: compare with a backup; nothing was signed",
+            hint=f"the end of the log was lost or cut off: compare with a backup; {left}",
         )
     if tree.root(tenant_id, there.size) != there.root:
         raise IntegrityError(
             f"{where}, and the log does not begin with those",
-            hint="history was changed: compare with a backup; nothing was signed",
+            hint=f"history was changed: compare with a backup; {left}",
         )
 
 
@@ -376,20 +386,31 @@ class _Address:
         return _text(answer.content, self)
 
     def replace(self, document: str, newer: Callable[[str | None], bool]) -> None:
-        if not newer(self.read()):
-            return
-        headers = {"Content-Type": "text/plain; charset=utf-8"}
-        if self._etag is not None and not self._etag.startswith("W/"):
-            headers["If-Match"] = self._etag  # somebody who was quicker is not overwritten
-        answer = self._ask("PUT", content=document.encode(), headers=headers)
-        if answer.status not in (200, 201, 202, 204):
-            raise self._refused("PUT", answer)
+        for _ in range(_QUICKER_MAX):
+            if not newer(self.read()):
+                return
+            headers = {"Content-Type": "text/plain; charset=utf-8"}
+            if self._etag is not None and not self._etag.startswith("W/"):
+                headers["If-Match"] = self._etag  # somebody who was quicker is not overwritten
+            answer = self._ask("PUT", content=document.encode(), headers=headers)
+            if answer.status in (200, 201, 202, 204):
+                return
+            if answer.status != _QUICKER:
+                raise self._refused("PUT", answer)
+        raise TargetUnavailableError(
+            f"{self.describe()}: what is there changed each time before it was replaced"
+            f" (PUT answered {_QUICKER}, {_QUICKER_MAX} times)",
+            hint="see who else publishes there; the next checkpoint tries again",
+        )
 
     def _ask(
         self, method: str, *, content: bytes | None = None, headers: dict[str, str] | None = None
     ) -> _Answer:
         """One request, tried again when the server is away. Redirects are not followed: the token is for this
         address alone."""
+        # Every command imports this module for the settings' sake; few of them publish to a web server.
+        import httpx
+
         sent = dict(headers or {})
         if self.token is not None:
             sent["Authorization"] = f"Bearer {self.token}"

@@ -32,6 +32,7 @@ from eventstore.integrity.checkpoints import (
 from eventstore.integrity.merkle import is_consistent
 from eventstore.integrity.publishing import list_digest, tenants_behind
 from eventstore.integrity.tree import Tree
+from eventstore.model.note import Checkpoint
 from eventstore.model.query import EventFilter
 from eventstore.settings import load_settings
 from tests.integration.test_tree import hashes, tree_of
@@ -256,12 +257,13 @@ def test_what_is_no_checkpoint_of_the_log_is_not_replaced(acme: Store, tmp_path:
 
 class Keeper:
     """Somebody's web server that keeps what is put there. `answers`: what it says to the next requests
-    instead."""
+    instead; `meanwhile`: what somebody else puts there just before each of the next PUTs."""
 
     def __init__(self) -> None:
         self.documents: dict[str, bytes] = {}
         self.asked: list[tuple[str, str, str | None]] = []
         self.answers: list[int] = []
+        self.meanwhile: list[bytes] = []
         self.readable = True
         self.url = ""
 
@@ -281,6 +283,8 @@ def keeper() -> Iterator[Keeper]:
         def serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             kept.asked.append((self.command, self.path, self.headers.get("Authorization")))
+            if self.command == "PUT" and kept.meanwhile:
+                kept.documents[self.path] = kept.meanwhile.pop(0)
             there = kept.documents.get(self.path)
             if kept.answers:
                 self.answer(kept.answers.pop(0), Location="/elsewhere")
@@ -334,6 +338,38 @@ def test_checkpoints_are_published_to_an_address(
     keeper.readable = False  # one may be put there, and not read
     assert checkpoint_tenant(told, "acme", to=[place]).failed == ()
     assert keeper.documents["/log/acme?part=secret"] != note.encode()
+
+
+def test_what_somebody_else_has_published_meanwhile_is_compared_at_once(acme: Store, keeper: Keeper) -> None:
+    place = f"{keeper.url}/{{tenant}}"
+    notes = []
+    for _ in range(4):
+        notes.append(checkpoint(acme).note.encode())
+        events(acme, 5)
+    keeper.documents["/acme"] = notes[0]
+    keeper.meanwhile = [notes[1]]
+    assert checkpoint_tenant(acme, "acme", to=[place]).failed == ()
+    newest = latest(acme.database, "acme").note.encode()  # type: ignore[union-attr]
+    assert keeper.documents["/acme"] == newest
+    assert [method for method, *_ in keeper.asked] == ["GET", "GET", "PUT", "GET", "PUT"]
+
+    # Of another history: it is said to be, and left.
+    forged = acme.key.sign_note(
+        origin := log_origin(acme.database, "acme"), Checkpoint(origin, 310, bytes(32)).text()
+    )
+    keeper.documents["/acme"], keeper.meanwhile = notes[0], [str(forged).encode()]
+    ((_, error),) = checkpoint_tenant(acme, "acme", to=[place]).failed
+    assert isinstance(error, IntegrityError)
+    assert "the log does not begin with those" in error.message
+    assert "nothing was replaced there" in error.hint
+    assert keeper.documents["/acme"] == str(forged).encode()
+
+    # Not without end.
+    keeper.documents["/acme"], keeper.meanwhile = notes[0], [notes[1], notes[2], notes[1], notes[2]]
+    ((_, error),) = checkpoint_tenant(acme, "acme", to=[place]).failed
+    assert isinstance(error, TargetUnavailableError)
+    assert "changed each time" in error.message
+    assert len(keeper.meanwhile) == 1
 
 
 def test_a_destination_that_is_away_does_not_keep_others_from_theirs(
