@@ -38,6 +38,7 @@ from eventstore.integrity.merkle import (
     root_from_inclusion,
 )
 from eventstore.integrity.nodes import UNKNOWN, Nodes, is_known, load_nodes
+from eventstore.integrity.seams import check_seams
 from eventstore.model.event import chain_start
 from eventstore.model.subtrees import Subtree, cover, lost_hash
 from eventstore.query.tiers import Tiers, list_expired
@@ -137,21 +138,23 @@ class Tree:
         """The roots of the blocks over leaves [begin, end), and the hash of the last event."""
         nodes = self._nodes(tenant_id)
         if nodes.expired.over(max(begin, 1), end):
-            return self._step_over_gaps(nodes, begin, end)
+            return self._step_over_gaps(nodes, begin, end, last_hash)
         before = begin > 0 and last_hash is not None
         hashes = self._tiers.hashes(tenant_id, begin if before else begin + 1, end)
         if before:
-            if hashes[:HASH_BYTES] != last_hash:
-                raise IntegrityError(
-                    f"the event {begin} of {tenant_id!r} is not the one that its tree was made of",
-                    hint="the log was changed: run eventstore verify, and compare it with a backup",
-                )
+            _check_goes_on(tenant_id, begin, hashes[:HASH_BYTES], last_hash)
             hashes = hashes[HASH_BYTES:]
         return block_roots(hashes), hashes[-HASH_BYTES:]
 
-    def _step_over_gaps(self, nodes: Nodes, begin: int, end: int) -> tuple[bytes, bytes | None]:
+    def _step_over_gaps(
+        self, nodes: Nodes, begin: int, end: int, last_hash: bytes | None
+    ) -> tuple[bytes, bytes | None]:
         """Where something was destroyed before the tree had grown over it (it is made anew, after the catalog
-        was rebuilt): what certificates do not say stays unknown."""
+        was rebuilt): what certificates do not say stays unknown. What they say has to fit to what is left."""
+        tenant_id = nodes.tenant_id
+        if begin and not nodes.expired.over(begin, begin):
+            _check_goes_on(tenant_id, begin, self._tiers.hashes(tenant_id, begin, begin), last_hash)
+        check_seams(self._database, self._tiers, self.hash_before, tenant_id, begin, end)
         roots = []
         blocks = range(begin // BLOCK_LEAVES, end // BLOCK_LEAVES)
         for start in range(blocks.start, blocks.stop, _RUN_BLOCKS):
@@ -159,7 +162,7 @@ class Tree:
             nodes.load(run)
             roots += [nodes.find(BLOCK_LEVEL, block) or UNKNOWN for block in run]
             nodes.unload()
-        last = None if nodes.expired.over(end, end) else self._tiers.hashes(nodes.tenant_id, end, end)
+        last = None if nodes.expired.over(end, end) else self._tiers.hashes(tenant_id, end, end)
         return b"".join(roots), last
 
     def _store_step(
@@ -353,6 +356,15 @@ class Tree:
                 hint="make a checkpoint: eventstore checkpoint",
             )
         return nodes
+
+
+def _check_goes_on(tenant_id: str, seq: int, found: bytes, last_hash: bytes | None) -> None:
+    """See that the event at which a tree ends is still the one that it was made of (None: nobody knows)."""
+    if last_hash not in (None, found):
+        raise IntegrityError(
+            f"the event {seq} of {tenant_id!r} is not the one that its tree was made of",
+            hint="the log was changed: run eventstore verify, and compare it with a backup",
+        )
 
 
 def keep(conn: sa.Connection, tenant_id: str, kept: Kept) -> None:

@@ -15,6 +15,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from eventstore.app import Store, verify_tenant
@@ -312,6 +313,32 @@ def test_the_tree_is_made_anew_from_the_targets(
     finally:
         database.close()
         execute(server_url, f'DROP DATABASE "{url.rsplit("/", 1)[1].split("?")[0]}" WITH (FORCE)')
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("hash_before = sha256('x')", "what lies before event 301 of 'acme' is not what certificate 1 says"),
+        ("hash_after = sha256('x')", "event 421 of 'acme' does not go on from what certificate 1 says"),
+    ],
+)
+def test_growth_over_what_was_destroyed_compares_it_with_what_is_left(
+    history: History, change: str, said: str
+) -> None:
+    for count in (300, 120, 200):
+        history.add(count)
+        history.day += 1
+    run_retention(history.store, START_US + 2 * DAY_US)
+    history.expire([1])
+    url, tree = history.store.database.url, tree_of(history.store)
+    for forget in ("DELETE FROM tree_tiles", "DELETE FROM trees"):  # as after a rebuild of the catalog
+        execute(url, forget)
+    with psycopg.connect(url) as conn:  # as it would be if something else lay beside what was destroyed
+        conn.execute("ALTER TABLE certificates DISABLE TRIGGER ALL")
+        conn.execute(f"UPDATE certificates SET {change}".encode())
+    with pytest.raises(IntegrityError, match=said):
+        tree.grow("acme", 620)
+    assert verify_tenant(history.store, "acme").problems  # which says so too
 
 
 def test_a_neighbour_is_destroyed_while_proofs_are_made(
