@@ -10,6 +10,7 @@ or destroyed after it had been listed, that step is taken anew too.
 
 from __future__ import annotations
 
+import sys
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,11 @@ _STEP_EVENTS_MIN = 1000
 # Where Bloom filters help, each further step may look at this many times more segments than the last, unless
 # it has to be brisk.
 _SELECTIVE_GROWTH = 16
+# Where a few events of an entity are wanted, a first step looks at so many segments, or one for each eight of
+# the events; each further step at so many times more. Small windows have many: opening each takes its time.
+_FILES_FIRST = 8
+_EVENTS_A_FILE = 8
+_FILES_GROWTH = 4
 # Steps are sized by what events turn out to take in memory: a first small one, then about this much.
 _STEP_BYTES = 32 * 2**20
 _STEP_ROWS_FIRST = 256
@@ -73,6 +79,7 @@ class Walk:
     brisk: bool = False  # no step takes long: for whoever stops by the clock, and for costly conditions
     hot_span: int = 0  # of seqs, for the next hot step
     budget: int = 0  # of events, for the next archive step
+    files: int = 0  # of segments that may hold what is looked for, for the next archive step
     listed: LogState | None = None  # the state for which `parts` and `without` were listed
     parts: Sequence[ArchivePart] = ()
     without: set[int] = field(default_factory=set)  # segments that cannot hold the entity, by first seq
@@ -85,6 +92,8 @@ class Walk:
         self.brisk = self.brisk or self.wanted.text is not None
         self.hot_span = _BRISK_SPAN if self.brisk else _HOT_SPAN
         self.budget = _BRISK_EVENTS if self.brisk else _ARCHIVE_EVENTS
+        few = self.remaining // _EVENTS_A_FILE
+        self.files = max(_FILES_FIRST, few) if self.wanted.is_selective else sys.maxsize
         while self.lower <= self.upper and self.remaining > 0:
             at = self.upper if self.descending else self.lower
             if at <= state.archived_through:
@@ -184,6 +193,7 @@ class Walk:
         self._count([p for p in group if self._may_match(p) and (p.target, p.key) not in away], first, last)
         self.coverage.unreadable += [u for u in unreadable if u not in self.coverage.unreadable]
         if self.wanted.is_selective:
+            self.files *= _FILES_GROWTH
             grown = self.budget * _SELECTIVE_GROWTH
             self.budget = max(_STEP_EVENTS_MIN, self._paced(self.budget, begun_s)) if self.brisk else grown
         else:
@@ -216,19 +226,21 @@ class Walk:
         self.listed = state
 
     def _next_parts(self, end: int) -> list[ArchivePart]:
-        """The next parts in reading order that hold about `budget` events; those that recorded times or the
-        entity exclude cost nothing, and expired ones hold none."""
+        """The next parts in reading order that hold about `budget` events, in at most `files` segments; those
+        that recorded times or the entity exclude cost nothing, and expired ones hold none."""
         begin = bisect_left(self.parts, self.lower, key=lambda part: span(part)[1])
         stop = bisect_right(self.parts, end, key=lambda part: span(part)[0])
         inside = range(begin, stop)
         group: list[ArchivePart] = []
-        events = 0
+        events = files = 0
         most = min(self.budget, max(self.remaining, 1)) if self.wanted.is_range else self.budget
         for index in reversed(inside) if self.descending else inside:
             part = self.parts[index]
             group.append(part)
-            events += part.range.event_count if self._may_match(part) else 0
-            if events >= most:
+            if self._may_match(part):
+                events += part.range.event_count
+                files += 1
+            if events >= most or files >= self.files:
                 break
         return group
 

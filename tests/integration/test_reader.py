@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from eventstore.app import Store
 from eventstore.archive import parquet
+from eventstore.archive.scan import ArchiveScan
 from eventstore.clock import FixedClock
 from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.errors import EventNotFoundError, InputError, TenantNotFoundError
 from eventstore.model.query import EventFilter, Order
+from eventstore.model.segment import Segment
 from eventstore.query import reader as reader_module
 from eventstore.query import walk as walk_module
 from eventstore.query.coverage import Coverage
@@ -129,7 +132,7 @@ def test_steps_of_any_size_make_the_same_log(
 ) -> None:
     expected = seqs(read(both, "acme", order=order))
     selected = seqs(read(both, "acme", order=order, entity_id="1"))
-    for name, value in (("_HOT_SPAN", 3), ("_ARCHIVE_EVENTS", 1), ("_STEP_ROWS_MAX", 2)):
+    for name, value in (("_HOT_SPAN", 3), ("_FILES_FIRST", 1), ("_ARCHIVE_EVENTS", 1), ("_STEP_ROWS_MAX", 2)):
         monkeypatch.setattr(walk_module, name, value)
         assert seqs(read(both, "acme", order=order)) == expected, name
         assert seqs(read(both, "acme", order=order, entity_id="1")) == selected, name
@@ -260,3 +263,33 @@ def test_row_groups_inside_a_segment(
     assert read(store, "acme", entity_id="id-500") == []
     views = list(event_views(store.reader.page("acme", EventFilter(seq_from=499), limit=9).events))
     assert [v.entity_id for v in views] == ["id-498", "id-499"]
+
+
+def test_a_few_events_of_an_entity_open_a_few_segments(
+    store: Store, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many small windows, those in which the newest ones may be; then ever more at once."""
+    make_tenant(store)
+    fill_days(store, clock, "acme", 60, per_day=3)
+    run_retention(store, START_US + 60 * DAY_US)
+    opened: list[int] = []
+    query = ArchiveScan.query
+
+    def counted(self: ArchiveScan, segments: Sequence[Segment], *given: Any, **more: Any) -> Any:
+        opened.append(len(segments))
+        return query(self, segments, *given, **more)
+
+    monkeypatch.setattr(ArchiveScan, "query", counted)
+    wanted = EventFilter(entity_type="order", entity_id="1")
+    everything = store.reader.page("acme", wanted, order=Order.DESC, limit=1000).events
+    assert everything.num_rows == 60
+    assert opened == [60]
+    opened.clear()
+    page = store.reader.page("acme", wanted, order=Order.DESC, limit=5)
+    assert page.events.equals(everything.slice(0, 5))
+    assert opened == [8]
+    opened.clear()
+    wanted = EventFilter(entity_type="order", entity_id="1", action="day-3")
+    page = store.reader.page("acme", wanted, order=Order.DESC, limit=5)
+    assert page.events.equals(everything.slice(56, 1))
+    assert opened == [8, 32, 20]
