@@ -142,7 +142,7 @@ def tenants_behind(database: Database, digest: bytes | None = None) -> list[str]
         return list(conn.execute(_behind(digest)).scalars())
 
 
-def _behind(digest: bytes | None) -> sa.Select[tuple[str]]:
+def _behind(digest: bytes | None) -> sa.Select[str]:
     """The query of `tenants_behind`. It looks at one checkpoint of each tenant, however many there are: they
     are kept for ever."""
     c = checkpoints.c
