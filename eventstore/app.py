@@ -61,6 +61,7 @@ __all__ = [
     "Store",
     "checkpoint_all",
     "checkpoint_tenant",
+    "export_folder",
     "keepers_of",
     "open_database",
     "open_store",
@@ -74,6 +75,8 @@ _log = logging.getLogger(__name__)
 
 # A scrub ends after this long, wherever it is; the next one goes on.
 _SCRUB_S = 900.0
+# A file of which the database knows nothing is kept for so much longer than one that it knows.
+_UNKNOWN_MORE_US = 86_400 * US_PER_S
 _PRUNE_SCHEDULE = "15 4 * * *"
 
 
@@ -309,15 +312,18 @@ def checkpoint_all(store: Store) -> list[str]:
     return failed
 
 
+def export_folder(settings: Settings) -> ExportFolder:
+    """Where this machine puts the files of exports that are made in the background."""
+    unknown_kept_us = parse_duration_us(settings.exports_kept) + _UNKNOWN_MORE_US
+    return ExportFolder(settings.resolved_exports_dir, settings.export_bytes_max, unknown_kept_us)
+
+
 def tidy_host(store: Store, now_us: int, *, tenant_id: str | None = None) -> list[Purged]:
     """What this machine keeps beside the archive goes when its time has come: restores that have expired (and
     all of a tenant that is offboarded), files of exports likewise, and cache copies of segments that the
     catalog names no more."""
     purged = purge_restores(store.database, now_us, tenant_id=tenant_id)
-    settings = store.settings
-    ExportFolder(settings.resolved_exports_dir, settings.export_bytes_max).sweep(
-        store.database, tenant_id=tenant_id
-    )
+    export_folder(store.settings).sweep(store.database, tenant_id=tenant_id)
     with store.database.transaction() as conn:
         gone = uncataloged(conn, store.cache.digests())
     store.cache.forget(gone)

@@ -190,6 +190,11 @@ class Settings(BaseSettings):
         gt=0,
         description="The largest file of an export that is made in the background, in bytes.",
     )
+    exports_kept_bytes_max: int = Field(
+        128 * 2**30,
+        gt=0,
+        description="What all files of exports that are made in the background may take together, in bytes.",
+    )
     exports_per_caller_max: int = Field(
         3, ge=1, description="Exports of one caller that may wait or be made in the background at once."
     )

@@ -22,8 +22,8 @@ import psycopg
 import sqlalchemy as sa
 
 from eventstore.access.reads import Asked, Read, ReadAction, ReadsLog
-from eventstore.app import Store, keepers_of
-from eventstore.clock import US_PER_S, to_iso
+from eventstore.app import Store, export_folder, keepers_of
+from eventstore.clock import to_iso
 from eventstore.db.engine import Database
 from eventstore.errors import EventStoreError, StateError
 from eventstore.governance.export_making import (
@@ -32,6 +32,7 @@ from eventstore.governance.export_making import (
     claim_export,
     fail_export,
     finish_export,
+    fits,
     give_back,
     keep_making,
 )
@@ -41,7 +42,6 @@ from eventstore.model.export import BackgroundExport, FileFormat, filter_json
 from eventstore.model.policy import parse_duration_us
 from eventstore.query.coverage import Meter
 from eventstore.query.export import ExportFormat, export_events
-from eventstore.query.export_files import ExportFolder
 
 __all__ = ["ROUTE", "ExportWorker", "asked_query"]
 
@@ -51,11 +51,13 @@ _log = logging.getLogger(__name__)
 ROUTE = "POST /v1/tenants/{tenant}/exports"
 _LOOK_S = 1.0
 _SWEEP_S = 60.0
-# A file of which the database knows nothing is kept for so much longer than one that it knows.
-_UNKNOWN_MORE_US = 86_400 * US_PER_S
 # How often it is asked whether whoever asked still may.
 _RECHECK_S = 5.0
 _REFUSED = "whoever asked for it may not export this tenant's events any more"
+_FULL = (
+    "the files of exports that are kept take as much together as they may;"
+    " remove some that nobody needs, narrow the times, or ask for Parquet, which is smaller"
+)
 _ERRORS = (EventStoreError, psycopg.Error, sa.exc.SQLAlchemyError)
 
 
@@ -65,6 +67,11 @@ class _End(StrEnum):
     LOST = "lost"  # cancelled, or taken over
     GIVEN_BACK = "given back"
     REFUSED = "refused"
+    FULL = "full"  # there is no room for it beside the others
+
+
+# What whoever asked is told; of the others they need not know.
+_TOLD = {_End.REFUSED: _REFUSED, _End.FULL: _FULL}
 
 
 class _StoppedError(Exception):
@@ -104,9 +111,7 @@ class ExportWorker:
     ) -> None:
         settings = store.settings
         self._kept_us = parse_duration_us(settings.exports_kept)
-        self.folder = ExportFolder(
-            settings.resolved_exports_dir, settings.export_bytes_max, self._kept_us + _UNKNOWN_MORE_US
-        )
+        self.folder = export_folder(settings)
         self._store, self._reads, self._meter_of = store, reads, meter_of
         self._host = host or socket.gethostname()
         self._lease_us = parse_duration_us(settings.lease)
@@ -162,6 +167,8 @@ class ExportWorker:
         for job in self._jobs.values():
             if not keep_making(self._database, job.export, job.made, lease_us=self._lease_us):
                 job.end = job.end or _End.LOST
+            elif not self._fits(job):
+                job.end = job.end or _End.FULL
         now_s = time.monotonic()
         if now_s - self._rechecked_s >= _RECHECK_S:
             self._rechecked_s = now_s
@@ -179,6 +186,10 @@ class ExportWorker:
         if now_s - self._swept_s >= _SWEEP_S:
             self._swept_s = now_s
             self.folder.sweep(self._database)
+
+    def _fits(self, job: _Job) -> bool:
+        bytes_max = self._store.settings.exports_kept_bytes_max
+        return fits(self._database, job.export, job.made.size_bytes, bytes_max=bytes_max)
 
     def _asker(self, export: BackgroundExport) -> Principal | None:
         with self._database.transaction() as conn:
@@ -214,7 +225,7 @@ class ExportWorker:
                 return _REFUSED
             sha256 = folder.write(export, partial(self._fill, job, principal))
         except _StoppedError:
-            return _REFUSED if job.end is _End.REFUSED else None
+            return None if job.end is None else _TOLD.get(job.end)
         except EventStoreError as e:
             return str(e)
         except OSError as e:
@@ -245,6 +256,10 @@ class ExportWorker:
         error: BaseException | None = None
         try:
             self._fill_with(job, read, part)
+            job.made.size_bytes = part.stat().st_size
+            if not self._fits(job):
+                job.end = job.end or _End.FULL
+                raise _StoppedError(job.end.value)
         except _StoppedError as e:
             error = StateError(f"the making of the export was stopped: {e}")
             raise

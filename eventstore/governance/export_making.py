@@ -33,6 +33,7 @@ __all__ = [
     "expire_exports",
     "fail_export",
     "finish_export",
+    "fits",
     "give_back",
     "keep_making",
     "prune_exports",
@@ -125,6 +126,26 @@ def keep_making(database: Database, export: BackgroundExport, made: Making, *, l
     more, for it was cancelled, or another has taken it over."""
     with database.transaction() as conn:
         return _change(conn, export, leased_until=_now + _interval(lease_us), **_progress(made))
+
+
+def fits(database: Database, export: BackgroundExport, size_bytes: int, *, bytes_max: int) -> bool:
+    """Whether an export that is being made, and has come to that size, fits beside the others: all files
+    that are kept and being made may have `bytes_max` together. If they have more, the largest of those that
+    are being made is the one that does not fit; what is kept stays."""
+    c = exports.c
+    states = (ExportState.READY.value, ExportState.MAKING.value)
+    query = sa.select(c.export_id, c.state, c.size_bytes).where(
+        c.state.in_(states), c.export_id != export.export_id
+    )
+    with database.transaction() as conn:
+        rows = conn.execute(query).all()
+    making = [row for row in rows if row.state == ExportState.MAKING.value]
+    making_bytes = sum(row.size_bytes for row in making)
+    kept_bytes = sum(row.size_bytes for row in rows) - making_bytes
+    if kept_bytes + making_bytes + size_bytes <= bytes_max:
+        return True
+    largest = max(((row.size_bytes, row.export_id) for row in making), default=(0, export.export_id))
+    return kept_bytes + size_bytes <= bytes_max and (size_bytes, export.export_id) < largest
 
 
 def finish_export(

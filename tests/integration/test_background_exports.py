@@ -25,7 +25,7 @@ import pytest
 
 from eventstore.api import export_worker
 from eventstore.api.export_worker import ExportWorker
-from eventstore.app import Store, tidy_host
+from eventstore.app import Store, export_folder, tidy_host
 from eventstore.clock import FixedClock
 from eventstore.errors import EventStoreError, RateLimitedError
 from eventstore.governance.export_making import (
@@ -33,6 +33,7 @@ from eventstore.governance.export_making import (
     claim_export,
     fail_export,
     finish_export,
+    fits,
     keep_making,
     prune_exports,
 )
@@ -96,7 +97,7 @@ class DiskUsage(NamedTuple):
 
 
 def folder_of(store: Store) -> ExportFolder:
-    return ExportFolder(store.settings.resolved_exports_dir, store.settings.export_bytes_max)
+    return export_folder(store.settings)
 
 
 def files(store: Store) -> list[str]:
@@ -425,7 +426,8 @@ def test_what_expires_goes_and_nothing_else(log: Store) -> None:
     assert prune_exports(log.database, log.database.now_us() + 1) == 2
 
 
-def test_files_that_no_row_knows_go_when_they_are_old(log: Store) -> None:
+@pytest.mark.parametrize("by_command", [False, True])
+def test_files_that_no_row_knows_go_when_they_are_old(log: Store, by_command: bool) -> None:
     """After the database was restored from an older copy, say."""
     where = log.settings.resolved_exports_dir
     where.mkdir(parents=True)
@@ -456,8 +458,11 @@ def test_files_that_no_row_knows_go_when_they_are_old(log: Store) -> None:
     os.utime(where / young, (now_s, now_s - kept_s + 60))
     (where / f"{unknown}.4.csv").mkdir()
     (where / f"{unknown}.5.csv").symlink_to(where / "notes.txt")
-    with calling(log):
-        until(lambda: not set(ours) & set(files(log)), "old files are gone")
+    if by_command:  # as on a machine that serves no API
+        tidy_host(log, START_US)
+    else:
+        with calling(log):
+            until(lambda: not set(ours) & set(files(log)), "old files are gone")
     assert set(files(log)) == {*others, young, f"{unknown}.4.csv", f"{unknown}.5.csv"}
     assert folder_of(log).sweep(log.database) == []
 
@@ -530,6 +535,34 @@ def test_a_file_that_is_too_large_is_not_made(log: Store) -> None:
         assert shown["state"] == "failed"
         assert "larger than 1000 bytes" in shown["error"]
         assert files(log) == []
+
+
+def test_all_files_together_are_bounded(log: Store) -> None:
+    with calling(log) as callers:
+        client = callers.as_role(Role.COMPLIANCE)
+        kept = ended(client, client.post(PATH))
+    tight = {"exports_kept_bytes_max": kept["size_bytes"] + 1000}
+    with calling(replace(log, settings=log.settings.model_copy(update=tight))) as callers:
+        client = callers.as_role(Role.ADMINISTRATOR)
+        shown = ended(client, client.post(PATH))
+        assert shown["state"] == "failed"
+        assert "take as much together as they may" in shown["error"]
+        assert files(log) == [f"{kept['export_id']}.1.ndjson"]
+        assert client.get(f"{PATH}/{kept['export_id']}/file").status_code == 200
+        assert ended(client, client.post(PATH, params={"seq_from": 21}))["state"] == "ready"  # it is small
+        assert client.delete(f"{PATH}/{kept['export_id']}").status_code in (200, 204)
+        assert ended(client, client.post(PATH))["state"] == "ready"
+
+
+def test_of_those_that_are_made_at_once_the_largest_gives_way(log: Store) -> None:
+    database = log.database
+    small, large = asked(log), asked(log)
+    for size_bytes in (10, 100):
+        made = claim_export(database, lease_us=10**9, host="a")
+        assert made is not None
+        assert keep_making(database, made, Making(size_bytes=size_bytes), lease_us=10**9)
+    assert [fits(database, small, 10, bytes_max=n) for n in (110, 109, 10, 9)] == [True, True, True, False]
+    assert [fits(database, large, 100, bytes_max=n) for n in (110, 109)] == [True, False]
 
 
 def test_a_bundle_that_is_too_large_ends_while_it_is_written(
