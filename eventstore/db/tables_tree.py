@@ -29,7 +29,7 @@ trees = sa.Table(
 # Hashes of full subtrees, up to 256 of a level in a row, from the left: row `tile` has those with the numbers
 # 256 * tile and on. Levels 8, 16, 24, … of the whole tree; a hash of 32 zeros is not known (what lies beneath
 # was destroyed before the tree was made anew). Level 0, leaves, only for blocks that a checkpoint ends in and
-# whose events were destroyed.
+# whose events were destroyed, or are all about to be, when their log is.
 tree_tiles = sa.Table(
     "tree_tiles",
     metadata,

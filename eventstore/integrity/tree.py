@@ -54,6 +54,8 @@ _TILE_LEAVES = BLOCK_LEAVES * BLOCK_LEAVES
 # are both wanted is read as well, up to a number of blocks, as one read costs more than a few hashes.
 _RUN_BLOCKS = 256
 _GAP_BLOCKS = 32
+# Leaves of so many blocks are stored at once.
+_AHEAD_BLOCKS = 64
 _TEMPORARY_BYTES_MAX = 2**30
 # What fails when something was destroyed or moved meanwhile is done anew, so often at the most.
 _ANEW_MAX = 5
@@ -286,16 +288,20 @@ class Tree:
 
         return self._anew(tenant_id, prove)
 
-    def to_keep(self, tenant_id: str, first_seq: int, last_seq: int, *, damaged: bool = False) -> Kept:
+    def to_keep(
+        self, tenant_id: str, first_seq: int, last_seq: int, *, damaged: bool = False, ahead: bool = False
+    ) -> Kept:
         """What is to be kept of a range that is about to be destroyed; the tree has grown over it. `damaged`:
-        it may not have, and what cannot be read any more stands there as lost.
+        it may not have, and what cannot be read any more stands there as lost. `ahead`: leaves are stored
+        while they are read, a few blocks at a time, and not answered. They are what the events have, so it
+        does not matter if these stay.
 
         Raises:
             InputError, IntegrityError, TenantNotFoundError, TargetUnavailableError: as `root`.
         """
-        return self._anew(tenant_id, lambda: self._to_keep(tenant_id, first_seq, last_seq, damaged))
+        return self._anew(tenant_id, lambda: self._to_keep(tenant_id, first_seq, last_seq, damaged, ahead))
 
-    def _to_keep(self, tenant_id: str, first_seq: int, last_seq: int, damaged: bool) -> Kept:
+    def _to_keep(self, tenant_id: str, first_seq: int, last_seq: int, damaged: bool, ahead: bool) -> Kept:
         with self._database.transaction() as conn:
             query = sa.select(checkpoints.c.size).where(
                 checkpoints.c.tenant_id == tenant_id,
@@ -324,13 +330,17 @@ class Tree:
 
         cut = cover(first_seq - 1, last_seq)
         found = tuple(Subtree(level, index, known(level, index)) for level, index in cut)
-        blocks = {}
+        blocks: dict[int, bytes] = {}
         for block in ends:
             # From the block's beginning: what it had lost before is among the leaves that were kept then.
             begin = block * BLOCK_LEAVES
             leaves = range(begin, min(begin + BLOCK_LEAVES, last_seq))
             blocks[block] = b"".join(nodes.find(0, leaf) or UNKNOWN for leaf in leaves)
             nodes.unload()
+            if ahead and (len(blocks) >= _AHEAD_BLOCKS or block == ends[-1]):
+                with self._database.transaction() as conn:
+                    keep(conn, tenant_id, Kept((), blocks))
+                blocks = {}
         return Kept(found, blocks)
 
     def _anew(self, tenant_id: str, make: Callable[[], T]) -> T:
@@ -368,9 +378,9 @@ def _check_goes_on(tenant_id: str, seq: int, found: bytes, last_hash: bytes | No
 
 
 def keep(conn: sa.Connection, tenant_id: str, kept: Kept) -> None:
-    """Keep the leaves of blocks in which checkpoints end, in the transaction that destroys them. (The
-    subtrees are the certificate's, and kept with it.) What was kept of a block when another window was
-    destroyed stays; two that are destroyed at once add to each other."""
+    """Keep the leaves of blocks in which checkpoints end, at the latest in the transaction that destroys
+    them. (The subtrees are the certificate's, and kept with it.) What was kept of a block when another window
+    was destroyed stays; two that are destroyed at once add to each other."""
     tile = tree_tiles.c
     for block, leaves in kept.blocks.items():
         values = {"tenant_id": tenant_id, "level": 0, "tile": block, "hashes": leaves}

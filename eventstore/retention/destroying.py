@@ -33,7 +33,7 @@ from eventstore.governance.certificates import next_certificate, signing_time_us
 from eventstore.governance.holds import assert_not_held
 from eventstore.governance.policies import policy_of
 from eventstore.governance.record import EntryKind, record
-from eventstore.integrity.tree import Kept, keep, tree_of
+from eventstore.integrity.tree import Kept, tree_of
 from eventstore.model.certificate import Certificate, CertificateKind, DestroyedSegment
 from eventstore.model.event import chain_start
 from eventstore.model.run import TaskState
@@ -62,7 +62,8 @@ def destroy(shop: Workshop, tenant_id: str, export: Export, *, by: str, reason: 
     # The log is closed: what is kept of its tree can be read before anything is locked.
     with tree_of(shop.database, shop.targets) as tree:
         tree.grow(tenant_id, export.last_seq)
-        kept = tree.to_keep(tenant_id, 1, export.last_seq)
+        # Leaves, of which there are 8 KiB for each checkpoint, are stored by this.
+        kept = tree.to_keep(tenant_id, 1, export.last_seq, ahead=True)
     for pause_s in (*_PAUSES_S, None):
         if shop.stop.is_set():
             raise Stopped
@@ -112,7 +113,6 @@ def _destroy_once(
             conn, tenant, export, kept, number=number, previous=previous, by=by, reason=reason, now_us=now_us
         )
         store_certificate(conn, certificate, shop.key)
-        keep(conn, tenant_id, kept)
         _take_out(conn, tenant_id, certificate)
         _detach(conn, tenant, timeout_ms)
     # Dying before the commit leaves the log whole and closed. After it, the log is destroyed: the certificate

@@ -11,12 +11,13 @@ import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 from eventstore.app import Store, verify_tenant
 from eventstore.clock import FixedClock, to_us
@@ -28,7 +29,7 @@ from eventstore.integrity import tree as tree_module
 from eventstore.integrity.checkpoints import make_checkpoint
 from eventstore.integrity.merkle import is_consistent, leaf_hash, root_from_inclusion
 from eventstore.integrity.nodes import Nodes
-from eventstore.integrity.tree import Tree
+from eventstore.integrity.tree import Kept, Tree
 from eventstore.model.policy import ArchiveTier, Ending, Policy
 from eventstore.model.run import RunKind, RunStatus
 from eventstore.model.subtrees import LOST_VALUE, Subtree, cover
@@ -38,6 +39,7 @@ from eventstore.repair.rebuild import rebuild
 from eventstore.retention import expiring
 from eventstore.retention.compactor import RunOrder
 from tests.conftest import create_database
+from tests.integration.test_offboarding import run as offboard_it
 from tests.unit.helpers import (
     DAY_US,
     HOUR_US,
@@ -448,6 +450,33 @@ def test_leaves_of_one_block_at_a_time_are_held(history: History, monkeypatch: p
     kept = tree_of(history.store).to_keep("acme", 1, len(history.values))
     assert len(kept.blocks) == 5
     assert max(most) <= 2  # and that at the tree's end
+
+
+def test_of_a_log_that_is_offboarded_leaves_are_stored_while_they_are_read(
+    history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many checkpoints there are; and these are as consistent as before."""
+    for count in (100, 300, 200, 700, 100, 400):
+        history.add(count)
+        history.sign()
+        history.day += 1
+    run_retention(history.store, START_US + 3 * DAY_US)
+    history.expire([1])
+    real, most = tree_module.keep, []
+
+    def keep(conn: sa.Connection, tenant_id: str, kept: Kept) -> None:
+        most.append(len(kept.blocks))
+        real(conn, tenant_id, kept)
+
+    monkeypatch.setattr(tree_module, "keep", keep)
+    monkeypatch.setattr(tree_module, "_AHEAD_BLOCKS", 2)
+    values = history.values
+    offboard_it(history.store, tmp_path / "out", confirm=len(values) - len(history.gone))
+    assert most == [2, 2]
+    tree = tree_of(history.store)
+    for first, second in pairwise(history.sizes):
+        roots = mth(values[:first]), mth(values[:second])
+        assert is_consistent(first, second, *roots, tree.consistency("acme", first, second))
 
 
 @pytest.mark.parametrize("seed", range(EXAMPLES))
