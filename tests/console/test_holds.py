@@ -15,6 +15,7 @@ import pytest
 from eventstore.access.reads import READS_TENANT
 from eventstore.app import Store, open_store
 from eventstore.clock import FixedClock
+from eventstore.console.pages import holds as holds_page
 from eventstore.governance.holds import list_holds, place_hold
 from eventstore.governance.tenants import create_tenant
 from eventstore.hot.append import Appender
@@ -353,3 +354,21 @@ def test_one_case_is_counted_when_it_is_asked_for(served: ServedConsole) -> None
     # The last day's window is kept whole; the events of its evening are not of the scope.
     assert row(fragment.text, "archive") == ["archive", "10", "2", "12"]
     assert row(ann.page(path, counted=True), "archive") == ["archive", "10", "2", "12"]
+
+
+def test_a_list_looks_for_entities_only_where_that_is_little(
+    served: ServedConsole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says stays true: "up to" so many."""
+    ann, path = filled(served, "listed"), "/console/t/listed/holds"
+    one = HoldScope((("order", "9"),))  # has events in the last of six windows alone
+    hold = place_hold(served.store.database, "listed", "case 9", "why", "ann", one, START_US)
+    aside = "by their times alone here"
+    listed = ann.page(path)
+    assert re.search(r'data-label="Events kept now">up to 7</td>', listed)
+    assert aside not in listed
+    monkeypatch.setattr(holds_page, "_FILTER_BYTES_MAX", 1)
+    listed = ann.page(path)
+    assert re.search(r'data-label="Events kept now">up to 32</td>', listed)
+    assert aside in listed
+    assert "archive: up to 1 window, with 7 events in them" in ann.page(f"{path}/{hold.hold_id}")

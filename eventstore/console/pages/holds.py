@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
 from eventstore.catalog.tenants import get_tenant
+from eventstore.catalog.windows import entity_filters_bytes
 from eventstore.console.forms import form
 from eventstore.console.holdform import HoldForm, empty_form, read_form
 from eventstore.console.view import is_fragment, render
@@ -45,8 +46,10 @@ HoldId = Annotated[uuid.UUID, Path()]
 _PAGE = 20
 _OF_HOLDS = (EntryKind.HOLD_PLACED.value, EntryKind.HOLD_RELEASED.value)
 _ENTITIES_SHOWN = 200
-# In a list, holds over more entities than this are counted by their times alone.
+# In a list, holds over more entities than this are counted by their times alone; and all of them, where the
+# filters of the archive take more bytes than these.
 _ENTITIES_LOOKED_FOR = 100
+_FILTER_BYTES_MAX = 8 * 2**20
 
 
 # --- cases --------------------------------------------------------------------------------------------
@@ -65,16 +68,18 @@ def show(
         every = list_holds(conn, tenant)
         every.sort(key=lambda hold: (not hold.in_force, -(hold.released_us or hold.placed_us)))
         shown = every[(page - 1) * _PAGE : page * _PAGE]
-        counts = preview_scopes(conn, tenant, [_quick(hold.scope) for hold in shown])
-    cases = [
-        (hold, sum(c.events for c in found), sum(c.windows for c in found))
-        for hold, found in zip(shown, counts, strict=True)
-    ]
+        counting = [hold for hold in shown if hold.in_force]
+        by_entity = any(hold.scope.entities for hold in counting)
+        filtered = not by_entity or entity_filters_bytes(conn, tenant) <= _FILTER_BYTES_MAX
+        scopes = [_quick(hold.scope) if filtered else _by_times(hold.scope) for hold in counting]
+        counts = zip(counting, preview_scopes(conn, tenant, scopes), strict=True)
+    events = {hold.hold_id: sum(count.events for count in found) for hold, found in counts}
     return render(
         request,
         me,
         "holds.html",
-        cases=cases,
+        cases=[(hold, events.get(hold.hold_id)) for hold in shown],
+        filtered=filtered,
         in_force=sum(hold.in_force for hold in every),
         released=sum(not hold.in_force for hold in every),
         page=page,
@@ -85,7 +90,12 @@ def show(
 
 
 def _quick(scope: HoldScope) -> HoldScope:
-    return scope if len(scope.entities) <= _ENTITIES_LOOKED_FOR else replace(scope, entities=())
+    return scope if len(scope.entities) <= _ENTITIES_LOOKED_FOR else _by_times(scope)
+
+
+def _by_times(scope: HoldScope) -> HoldScope:
+    """The same for every entity: it covers no less, and is counted without the archive's filters."""
+    return replace(scope, entities=())
 
 
 def _uncopied(store: Store, tenant: str) -> bool:
