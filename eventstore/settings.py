@@ -9,8 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from eventstore.access.oidc import OidcConfig, is_safe_url
-from eventstore.access.oidc_signin import OidcClient
+from eventstore.access.issuer import OidcClient, OidcConfig, is_safe_url
 from eventstore.errors import InputError, SetupError
 from eventstore.integrity.publishing import check_destination
 from eventstore.model.access import Role

@@ -11,21 +11,19 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import jwt
 
-from eventstore.access.loopback import names_loopback
+from eventstore.access.issuer import OidcConfig, is_safe_url
 from eventstore.access.refusal import refused
 from eventstore.clock import US_PER_S
 from eventstore.errors import ForbiddenError, RetryError, UnauthenticatedError
 from eventstore.model.access import PERMISSIONS, Principal, Role
 from eventstore.model.tenant import is_tenant_id
 
-__all__ = ["DEPLOYMENT", "TIMEOUT_S", "OidcConfig", "OidcVerifier", "described_by", "is_safe_url"]
+__all__ = ["DEPLOYMENT", "TIMEOUT_S", "OidcVerifier", "described_by"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,20 +40,6 @@ _SUBJECT_CHARACTERS_MAX = 200
 _DISCOVERY_BYTES_MAX = 2**20
 # What comes of a web server that is away, or answers with anything but a set of keys.
 _NO_KEYS = (jwt.PyJWTError, httpx.HTTPError, OSError, ValueError, TypeError, AttributeError)
-
-
-@dataclass(frozen=True, slots=True)
-class OidcConfig:
-    """Whose tokens are taken, and what their claims mean. `jwks_url` None: the issuer's own description names
-    it. A claim may lie within others: `realm_access.roles`. `roles` says what the role claim's values mean;
-    empty: they are the roles' own names."""
-
-    issuer: str
-    audience: str
-    jwks_url: str | None = None
-    role_claim: str = "eventstore_role"
-    tenant_claim: str = "eventstore_tenant"
-    roles: Mapping[str, Role] = field(default_factory=dict)
 
 
 class OidcVerifier:
@@ -229,17 +213,6 @@ def _values(claims: Mapping[str, Any], path: str) -> list[str]:
             found = found.get(name) if isinstance(found, Mapping) else None
     given = found if isinstance(found, list) else [found]
     return sorted({value for value in given if isinstance(value, str)})
-
-
-def is_safe_url(url: str) -> bool:
-    """Whether what comes from there is what its owner sent: https, or http on this machine."""
-    try:
-        found = urlsplit(url)
-    except ValueError:
-        return False
-    return bool(found.hostname) and (
-        found.scheme == "https" or (found.scheme == "http" and names_loopback(found.hostname or ""))
-    )
 
 
 def _refused(why: str) -> UnauthenticatedError:

@@ -20,31 +20,18 @@ import httpx
 from authlib.common.errors import AuthlibBaseError
 from authlib.oauth2.client import OAuth2Client
 
-from eventstore.access.oidc import TIMEOUT_S, OidcVerifier, described_by, is_safe_url
+from eventstore.access.issuer import OidcClient, is_safe_url
+from eventstore.access.oidc import TIMEOUT_S, OidcVerifier, described_by
 from eventstore.access.refusal import refused
 from eventstore.errors import RetryError
 from eventstore.model.access import Principal
 
-__all__ = ["OidcClient", "OidcSignIn", "Pending"]
+__all__ = ["OidcSignIn", "Pending"]
 
 _log = logging.getLogger(__name__)
 
 _DESCRIBED_S = 300.0
 _AWAY_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class OidcClient:
-    """The console as the issuer knows it. `secret` None: a public client. `redirect_uri` is where the issuer
-    sends people back to."""
-
-    issuer: str
-    client_id: str
-    secret: str | None
-    redirect_uri: str
-
-    def __repr__(self) -> str:
-        return f"OidcClient({self.client_id!r} of {self.issuer!r})"  # never the secret
 
 
 @dataclass(frozen=True, slots=True)

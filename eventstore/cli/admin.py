@@ -8,8 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from eventstore.app import open_store
-from eventstore.catalog.tenants import list_tenants
+from eventstore.cli.lazy import Commands, later
 from eventstore.cli.offboard import register as register_offboard
 from eventstore.cli.output import console
 from eventstore.cli.policy import (
@@ -22,14 +21,23 @@ from eventstore.cli.policy import (
     mirror_change,
 )
 from eventstore.clock import to_iso
-from eventstore.governance.policies import policies_of_all, policy_of
-from eventstore.governance.tenants import create_tenant
-from eventstore.settings import load_settings
 
-__all__ = ["app"]
+with later():
+    from eventstore.app import open_store
+    from eventstore.catalog.tenants import list_tenants
+    from eventstore.governance.policies import policies_of_all, policy_of
+    from eventstore.governance.tenants import create_tenant
+    from eventstore.settings import load_settings
 
-app = typer.Typer(help="Tenants: the owners of logs.", no_args_is_help=True)
+__all__ = ["app", "register"]
+
+app = Commands(help="Tenants: the owners of logs.", no_args_is_help=True)
 register_offboard(app)
+
+
+def register(to: typer.Typer) -> None:
+    """Add the group."""
+    to.add_typer(app, name="tenants")
 
 
 @app.command("create")

@@ -13,13 +13,17 @@ from typing import Annotated, BinaryIO
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eventstore.app import open_store
+from eventstore.cli.lazy import later
 from eventstore.cli.output import errors, plural
 from eventstore.cli.reading import OrderOption, TenantArgument, filter_of
 from eventstore.errors import InputError
+from eventstore.model.export import ExportFormat
 from eventstore.model.query import Order
-from eventstore.query.export import Export, ExportFormat, export_events, failure
-from eventstore.settings import load_settings
+
+with later():
+    from eventstore.app import open_store
+    from eventstore.query.export import Export, export_events, failure
+    from eventstore.settings import load_settings
 
 __all__ = ["register"]
 

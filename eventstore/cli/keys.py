@@ -9,21 +9,30 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from eventstore.app import open_store
-from eventstore.catalog.tenants import get_tenant
+from eventstore.cli.lazy import Commands, later
 from eventstore.cli.output import console, errors
 from eventstore.cli.policy import ByOption, JsonOption, mirror_change
 from eventstore.clock import to_iso
-from eventstore.governance.keys import create_key, list_keys, revoke_key, rotate_key
 from eventstore.model.access import Role
 from eventstore.model.apikey import ApiKey, KeyState
 from eventstore.model.limits import Limits
 from eventstore.model.policy import parse_duration_us
-from eventstore.settings import load_settings
 
-__all__ = ["app"]
+with later():
+    from eventstore.app import open_store
+    from eventstore.catalog.tenants import get_tenant
+    from eventstore.governance.keys import create_key, list_keys, revoke_key, rotate_key
+    from eventstore.settings import load_settings
 
-app = typer.Typer(help="API keys: who may ask for what.", no_args_is_help=True)
+__all__ = ["app", "register"]
+
+app = Commands(help="API keys: who may ask for what.", no_args_is_help=True)
+
+
+def register(to: typer.Typer) -> None:
+    """Add the group."""
+    to.add_typer(app, name="keys")
+
 
 _PAGE = 1000
 _COLOUR = {KeyState.ACTIVE: "green", KeyState.EXPIRED: "yellow", KeyState.REVOKED: "red"}

@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 
-import structlog
+from eventstore.cli.lazy import later
+
+with later():
+    import structlog
+
 
 __all__ = ["log_for_machines"]
 

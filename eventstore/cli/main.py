@@ -10,28 +10,9 @@ import typer
 from rich.markup import escape
 
 from eventstore import __version__
-from eventstore.app import open_database
-from eventstore.cli import (
-    admin,
-    archive,
-    checkpoint,
-    evidence,
-    exporting,
-    governance,
-    importing,
-    keys,
-    policy,
-    reading,
-    retention,
-    runs,
-    serving,
-    tailing,
-    unattended,
-)
+from eventstore.cli.lazy import add_command
 from eventstore.cli.output import errors
-from eventstore.db.migrate import current_version, required_version, upgrade
 from eventstore.errors import EventStoreError, InputError, IntegrityError, RetryError, SetupError, StateError
-from eventstore.settings import load_settings
 
 __all__ = ["app", "main", "run_reporting_errors"]
 
@@ -43,40 +24,69 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-db = typer.Typer(help="The database's schema.", no_args_is_help=True)
-app.add_typer(db, name="db")
-app.add_typer(admin.app, name="tenants")
-app.add_typer(policy.app, name="policy")
-app.add_typer(retention.app, name="retention")
-app.add_typer(runs.app, name="runs")
-app.add_typer(archive.app, name="archive")
-app.add_typer(keys.app, name="keys")
-importing.register(app)
-reading.register(app)
-tailing.register(app)
-exporting.register(app)
-governance.register(app)
-checkpoint.register(app)
-evidence.register(app)
-serving.register(app)
-unattended.register(app)
 
-
-@db.command("upgrade")
-def db_upgrade() -> None:
-    """Bring the schema to this program's version."""
-    with open_database(load_settings()) as database:
-        typer.echo(f"The schema is at version {upgrade(database)}.")
-
-
-@db.command("version")
-def db_version() -> None:
-    """Show the schema's version, and the one that this program needs."""
-    with open_database(load_settings()) as database:
-        current, required = current_version(database), required_version(database)
-    typer.echo(f"database: {current or 'none'}\nprogram:  {required}")
-    if current != required:
-        raise typer.Exit(1)
+# Each command: its name, the module that has it, and how its help begins (held to it by a test).
+_COMMANDS = (
+    ("import", "importing", "Load a file's rows as events, in order."),
+    ("events", "reading", "Show the events that meet all conditions."),
+    ("history", "reading", "Show everything that happened to one entity, across both tiers."),
+    ("recent", "reading", "Show the newest events."),
+    ("stats", "reading", "Show how much a log holds, by tier and by state of its windows."),
+    ("verify", "reading", "Recompute the whole chain over both tiers; says at which seq it first breaks."),
+    ("tail", "tailing", "Show the newest events, oldest first; with -f, and then each as it comes."),
+    (
+        "export",
+        "exporting",
+        "Write all events that meet the conditions into a file that other programs read.",
+    ),
+    (
+        "explain",
+        "governance",
+        "Say why a tenant, a window or an event is where it is, what comes next, and what blocks that.",
+    ),
+    (
+        "checkpoint",
+        "checkpoint",
+        "Sign logs as they are now, and publish that where somebody else keeps it.",
+    ),
+    (
+        "verify-checkpoint",
+        "checkpoint",
+        "Check a checkpoint's signature, and that it goes on from an earlier one. Needs no store.",
+    ),
+    (
+        "bundle",
+        "evidence",
+        "Write all events that meet the conditions, with their proofs, into a file that anybody can verify.",
+    ),
+    (
+        "verify-bundle",
+        "evidence",
+        "Check an evidence bundle offline: no server, no database. Exit status 70 when it does not hold.",
+    ),
+    ("serve", "serving", "Serve the HTTP API until it is told to stop (SIGINT or SIGTERM)."),
+    (
+        "scheduler",
+        "unattended",
+        "Run the jobs when their time has come: retention, expiry, scrub, tables made ahead.",
+    ),
+    (
+        "worker",
+        "unattended",
+        "Work on the tasks of runs, until told to stop (SIGTERM or SIGINT). Any number may run, anywhere.",
+    ),
+    ("db", "database", "The database's schema."),
+    ("tenants", "admin", "Tenants: the owners of logs."),
+    ("policy", "policy", "Policies: how long what is kept where, and what then."),
+    ("retention", "retention", "Moving windows through their tiers, and destroying what has expired."),
+    ("runs", "runs", "Runs: what was planned, done, and why it took so long."),
+    ("archive", "archive", "The archive: what lies where, and its repair."),
+    ("keys", "keys", "API keys: who may ask for what."),
+    ("holds", "governance", "Legal holds: cases that stop destruction."),
+    ("certificates", "governance", "Certificates: what stands for destroyed history."),
+)
+for _name, _module, _line in _COMMANDS:
+    add_command(app, _name, f"eventstore.cli.{_module}", _line)
 
 
 def _version(asked: bool) -> None:

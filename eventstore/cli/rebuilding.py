@@ -19,15 +19,18 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from eventstore.app import open_database
-from eventstore.archive.targets import Targets
+from eventstore.cli.lazy import later
 from eventstore.cli.output import bytes_text, console, errors, plural
-from eventstore.db.migrate import check_schema, current_version, upgrade
 from eventstore.errors import InputError
-from eventstore.governance.signing import SigningKey, VerifyKey
 from eventstore.model.policy import DEFAULT_TARGET
-from eventstore.repair.rebuild import RebuildReport, rebuild
-from eventstore.settings import load_settings
+
+with later():
+    from eventstore.app import open_database
+    from eventstore.archive.targets import Targets
+    from eventstore.db.migrate import check_schema, current_version, upgrade
+    from eventstore.governance.signing import SigningKey, VerifyKey
+    from eventstore.repair.rebuild import RebuildReport, rebuild
+    from eventstore.settings import load_settings
 
 __all__ = ["progress_bar", "register"]
 

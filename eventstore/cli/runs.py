@@ -12,23 +12,32 @@ from typing import Annotated
 import msgspec
 import typer
 
-from eventstore.app import open_database
+from eventstore.cli.lazy import Commands, later
 from eventstore.cli.output import console, errors
 from eventstore.cli.run_text import entry_line, run_page, runs_table
-from eventstore.db.engine import Database
-from eventstore.db.migrate import check_schema
 from eventstore.model.run import RunKind, RunStatus
-from eventstore.query.run_view import EntriesPage
-from eventstore.query.runs import ENTRIES_MAX, LATEST, RUNS_MAX, find_run, list_runs, read_entries, read_run
-from eventstore.settings import load_settings
+from eventstore.query.run_view import ENTRIES_MAX, LATEST, RUNS_MAX, EntriesPage
 
-__all__ = ["app"]
+with later():
+    from eventstore.app import open_database
+    from eventstore.db.engine import Database
+    from eventstore.db.migrate import check_schema
+    from eventstore.query.runs import find_run, list_runs, read_entries, read_run
+    from eventstore.settings import load_settings
+
+__all__ = ["app", "register"]
 
 _POLL_S = 0.5
 # How often a follower looks whether anybody is at the run, in polls without news.
 _IDLE_POLLS = 10
 
-app = typer.Typer(help="Runs: what was planned, done, and why it took so long.", no_args_is_help=True)
+app = Commands(help="Runs: what was planned, done, and why it took so long.", no_args_is_help=True)
+
+
+def register(to: typer.Typer) -> None:
+    """Add the group."""
+    to.add_typer(app, name="runs")
+
 
 RunArgument = Annotated[str, typer.Argument(help="Its id, the beginning of it, or 'latest'.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="As the API gives it.")]

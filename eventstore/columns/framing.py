@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 __all__ = ["as_binary", "fixed_column", "join_records", "length_prefixed"]
 
-_EMPTY = pa.scalar(b"", pa.binary())
+# The value b"", put together by hand: asked to make a scalar, Arrow imports pandas where that is installed.
+_EMPTY = pa.BinaryArray.from_buffers(pa.binary(), 1, [None, pa.py_buffer(bytes(8)), pa.py_buffer(b"")])[0]
 
 
 def fixed_column(rows: npt.NDArray[Any]) -> pa.BinaryArray:

@@ -10,16 +10,18 @@ import logging
 import queue
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import adbc_driver_manager
-import adbc_driver_postgresql.dbapi as adbc
 import psycopg
 import sqlalchemy as sa
 from psycopg_pool import ConnectionPool, PoolTimeout
 from sqlalchemy.engine import make_url
 
 from eventstore.errors import BusyError, SetupError
+
+if TYPE_CHECKING:
+    import adbc_driver_postgresql.dbapi as adbc
 
 __all__ = ["SESSION", "Connections"]
 
@@ -150,6 +152,9 @@ class Connections:
             conn.close()
 
     def _connect_arrow(self) -> adbc.Connection:
+        # Most programs read no events as Arrow; this loads all that could take them, polars where it is.
+        import adbc_driver_postgresql.dbapi as adbc
+
         try:
             conn = adbc.connect(self.url, autocommit=True)
         except adbc_driver_manager.Error as e:

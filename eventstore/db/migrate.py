@@ -1,15 +1,17 @@
-"""The schema's version: migrate to it, or refuse to work on another one."""
+"""The schema's version: migrate to it, or refuse to work on another one.
+
+Every program looks at the version before it works, and hardly one migrates: looking is done without Alembic,
+which takes longer to load than most commands to run.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
-from alembic import command
 from eventstore.db import (  # their tables belong to the metadata
     tables_access,  # noqa: F401
     tables_console,  # noqa: F401
@@ -18,6 +20,9 @@ from eventstore.db import (  # their tables belong to the metadata
 )
 from eventstore.db.engine import Database
 from eventstore.errors import SchemaVersionError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 __all__ = ["check_schema", "current_version", "migrations_path", "required_version", "upgrade"]
 
@@ -31,23 +36,29 @@ def migrations_path() -> Path:
 
 
 def _config(database: Database) -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(migrations_path()).replace("%", "%%"))
     config.attributes["engine"] = database.engine
     return config
 
 
-def required_version(database: Database) -> str:
-    """The schema version this program works on."""
-    head = ScriptDirectory.from_config(_config(database)).get_current_head()
-    assert head is not None, "the program ships without migrations"
-    return head
+@cache
+def required_version() -> str:
+    """The schema version this program works on: the newest migration's, which its file is named by."""
+    found = [path.name.partition("_")[0] for path in (migrations_path() / "versions").glob("[0-9]*_*.py")]
+    assert found, "the program ships without migrations"
+    return max(found)
 
 
 def current_version(database: Database) -> str | None:
     """The schema version of the database; None when it has none."""
     with database.engine.connect() as conn:
-        return MigrationContext.configure(conn).get_current_revision()
+        if conn.scalar(sa.text("SELECT to_regclass('alembic_version')")) is None:
+            return None
+        found: str | None = conn.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    return found
 
 
 def upgrade(database: Database) -> str:
@@ -56,6 +67,8 @@ def upgrade(database: Database) -> str:
     Raises:
         SchemaVersionError: the database was made by a later program.
     """
+    from alembic import command
+
     try:
         command.upgrade(_config(database), "head")
     except sa.exc.OperationalError as e:
@@ -64,9 +77,9 @@ def upgrade(database: Database) -> str:
         ) from e
     except Exception as e:
         if "Can't locate revision" in str(e):
-            _refuse(current_version(database), required_version(database), e)
+            _refuse(current_version(database), required_version(), e)
         raise
-    return required_version(database)
+    return required_version()
 
 
 def check_schema(database: Database) -> None:
@@ -75,7 +88,7 @@ def check_schema(database: Database) -> None:
     Raises:
         SchemaVersionError: names both versions and the command that mends it.
     """
-    current, required = current_version(database), required_version(database)
+    current, required = current_version(database), required_version()
     if current != required:
         _refuse(current, required, None)
 

@@ -13,9 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import adbc_driver_postgresql.dbapi as adbc
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql
@@ -27,6 +26,9 @@ from eventstore.db.locks import app_login_key
 from eventstore.db.tables import metadata
 from eventstore.errors import BusyError, SetupError
 from eventstore.model.tenant import check_tenant_id
+
+if TYPE_CHECKING:
+    import adbc_driver_postgresql.dbapi as adbc
 
 __all__ = [
     "APP_ROLE",

@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 from rich.table import Table
 
 from eventstore.app import Store, open_store
+from eventstore.cli.event_output import write_events
 from eventstore.cli.importing import import_progress, report_text
 from eventstore.cli.main import run_reporting_errors
-from eventstore.cli.output import Format, bytes_text, console, write_events
+from eventstore.cli.output import Format, bytes_text, console
 from eventstore.cli.reading import verify_with_progress
 from eventstore.cli.retention import run_with_progress, show_report
 from eventstore.cli.serving import serve_store

@@ -1,4 +1,5 @@
-"""Exports that are made in the background: what is asked for, and how far it has come. Values without I/O."""
+"""Exports: their formats, and those made in the background: what is asked for, and how far it has come.
+Values without I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +11,24 @@ from uuid import UUID
 
 from eventstore.model.query import EventFilter, Order
 
-__all__ = ["SUFFIXES", "BackgroundExport", "ExportState", "FileFormat", "filter_from_json", "filter_json"]
+__all__ = [
+    "SUFFIXES",
+    "BackgroundExport",
+    "ExportFormat",
+    "ExportState",
+    "FileFormat",
+    "filter_from_json",
+    "filter_json",
+]
+
+
+class ExportFormat(StrEnum):
+    """ndjson and csv for any program; parquet and arrow (an IPC stream) keep every type."""
+
+    NDJSON = "ndjson"
+    CSV = "csv"
+    PARQUET = "parquet"
+    ARROW = "arrow"
 
 
 class FileFormat(StrEnum):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any, Protocol
 
 import msgspec
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from eventstore.archive.parquet import ENCODING, FILE_SCHEMA
 from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.errors import EventStoreError, StateError
+from eventstore.model.export import ExportFormat
 from eventstore.model.query import EventFilter, Order
 from eventstore.query.coverage import Coverage
 from eventstore.query.reader import LogReader
@@ -37,15 +37,6 @@ _GROUP_BYTES = 16 * 2**20
 # A batch of Arrow is smaller: its bytes are handed on from the caches.
 _BATCH_ROWS = 8192
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-class ExportFormat(StrEnum):
-    """ndjson and csv for any program; parquet and arrow (an IPC stream) keep every type."""
-
-    NDJSON = "ndjson"
-    CSV = "csv"
-    PARQUET = "parquet"
-    ARROW = "arrow"
 
 
 MEDIA_TYPES: Mapping[ExportFormat, str] = {

@@ -13,7 +13,10 @@ import msgspec
 from eventstore.model.run import RunKind, RunStatus
 
 __all__ = [
+    "ENTRIES_MAX",
+    "LATEST",
     "LIST_MAX",
+    "RUNS_MAX",
     "Degraded",
     "EntriesPage",
     "Files",
@@ -37,6 +40,11 @@ __all__ = [
 
 # How many entries a list of an answer has at the most; paging through the journal gives the rest.
 LIST_MAX = 200
+# How many runs, and how many entries of a journal, are answered at once.
+RUNS_MAX = 200
+ENTRIES_MAX = 1000
+# What stands for the newest run where a run is asked for.
+LATEST = "latest"
 
 
 class _View(msgspec.Struct, frozen=True, kw_only=True):

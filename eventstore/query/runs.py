@@ -19,7 +19,7 @@ from eventstore.model.run import RunKind, RunStatus
 from eventstore.query.run_answers import Journaled
 from eventstore.query.run_entries import ENTRY_COLUMNS, HELD_LOCKS, IS_UNDERSTOOD, entry_view, iso, number_sql
 from eventstore.query.run_longest import longest_window
-from eventstore.query.run_view import EntriesPage, RunSummary, RunView
+from eventstore.query.run_view import ENTRIES_MAX, LATEST, RUNS_MAX, EntriesPage, RunSummary, RunView
 
 __all__ = [
     "ENTRIES_MAX",
@@ -31,11 +31,6 @@ __all__ = [
     "read_entries",
     "read_run",
 ]
-
-RUNS_MAX = 200
-ENTRIES_MAX = 1000
-# What stands for the newest run where a run is asked for.
-LATEST = "latest"
 
 # For how long a page of entries waits for writers that were about to commit an earlier entry.
 _SETTLE_S = 1.0

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from eventstore.access.oidc import OidcConfig
+from eventstore.access.issuer import OidcConfig
 
 __all__ = ["Issuer"]
 

@@ -22,6 +22,7 @@ from eventstore.api.problems import _STATUS
 from eventstore.api.server import create_app
 from eventstore.archive.layout import segment_key
 from eventstore.archive.parquet import RowGroup, SegmentWriter
+from eventstore.cli.lazy import LaterCommand
 from eventstore.cli.main import app as cli
 from eventstore.clock import parse_time_us
 from eventstore.errors import EventStoreError, SetupError
@@ -51,6 +52,8 @@ def code_blocks(page: Path, language: str) -> list[str]:
 
 def commands(command: Any, name: str = "eventstore") -> Iterator[tuple[str, set[str], list[str]]]:
     """Each command's full name, its options, and its arguments in order."""
+    if isinstance(command, LaterCommand):
+        command = command.load()
     if hasattr(command, "commands"):
         for child_name, child in command.commands.items():
             yield from commands(child, f"{name} {child_name}")

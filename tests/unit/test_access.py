@@ -8,8 +8,8 @@ import re
 import pytest
 
 from eventstore.access.authenticator import bearer_of
+from eventstore.access.issuer import is_safe_url
 from eventstore.access.loopback import is_from_here
-from eventstore.access.oidc import is_safe_url
 from eventstore.api.access import check
 from eventstore.errors import ForbiddenError, SetupError, TenantNotFoundError, UnauthenticatedError
 from eventstore.model.access import PERMISSIONS, Permission, Principal, Role
