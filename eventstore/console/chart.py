@@ -16,7 +16,7 @@ WIDTH = 1000
 HEIGHT = 120
 # A span with any events is seen, however few they are.
 _HEIGHT_MIN = 2
-_CONTINUED = re.compile(r"-?[0-9]{1,18}(?:,-?[0-9]{1,18}){4,}")
+_CONTINUED = re.compile(r"-?[0-9]{1,18}(?:,-?[0-9]{1,18}){5,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart. `next` goes on counting (None: all is counted)."""
+    """A chart. `next` goes on counting (None: all is counted), and may open `left_bytes` of the archive until
+    all is."""
 
     bars: list[Bar]
     start_us: int
@@ -45,21 +46,26 @@ class Chart:
     most: int
     total: int
     next: Counting | None
+    left_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Counting:
     """A count that is under way, as it stands in the address of its continuation: how often it went on by
-    itself, below which seq it goes on, its ends in µs, and what was counted so far."""
+    itself and what it has read of the archive since somebody asked, below which seq it goes on, its ends in
+    µs, and what was counted so far."""
 
     hops: int
+    archive_bytes: int
     after: int
     from_us: int
     to_us: int
     counts: tuple[int, ...]
 
     def __str__(self) -> str:
-        return ",".join(map(str, (self.hops, self.after, self.from_us, self.to_us, *self.counts)))
+        return ",".join(
+            map(str, (self.hops, self.archive_bytes, self.after, self.from_us, self.to_us, *self.counts))
+        )
 
     @property
     def edges_us(self) -> list[int]:
@@ -71,17 +77,17 @@ class Counting:
         hint = "search again"
         if not _CONTINUED.fullmatch(text):
             raise InputError("bars: is no count that goes on", hint=hint)
-        hops, after, from_us, to_us, *counts = map(int, text.split(","))
-        found = Counting(hops, after, from_us, to_us, tuple(counts))
+        hops, archive_bytes, after, from_us, to_us, *counts = map(int, text.split(","))
+        found = Counting(hops, archive_bytes, after, from_us, to_us, tuple(counts))
         shown = from_us < to_us and (clamp_us(from_us), clamp_us(to_us)) == (from_us, to_us)
         fits = shown and len(found.edges_us) == len(counts) + 1 <= BARS_MAX + 1
-        if not fits or after < 1 or hops < 0 or min(counts) < 0:
+        if not fits or after < 1 or min(hops, archive_bytes) < 0 or min(counts) < 0:
             raise InputError("bars: is no count that goes on", hint=hint)
         return found
 
 
-def chart_of(found: Histogram, asked: Asked, base: str, hops: int) -> Chart:
-    """The chart of a histogram; `base` is the address of the search page."""
+def chart_of(found: Histogram, asked: Asked, base: str, before: Counting) -> Chart:
+    """The chart of a histogram that went on from `before`; `base` is the address of the search page."""
     first_us, last_us = found.edges_us[0], found.edges_us[-1]
     most = max(found.counts)
     bars = []
@@ -109,8 +115,10 @@ def chart_of(found: Histogram, asked: Asked, base: str, hops: int) -> Chart:
         )
     following = None
     if found.next_after is not None:
-        following = Counting(hops + 1, found.next_after, first_us, last_us, tuple(found.counts))
-    return Chart(bars, first_us, last_us, most, sum(found.counts), following)
+        read_bytes = before.archive_bytes + found.coverage.archive_bytes
+        counts = tuple(found.counts)
+        following = Counting(before.hops + 1, read_bytes, found.next_after, first_us, last_us, counts)
+    return Chart(bars, first_us, last_us, most, sum(found.counts), following, found.left_bytes)
 
 
 def _asked_end(asked: Asked, name: str, at_us: int, *, is_edge: bool) -> str | None:

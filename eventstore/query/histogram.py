@@ -19,7 +19,7 @@ from eventstore.clock import US_PER_S, from_us, to_us
 from eventstore.columns.schema import EVENT_SCHEMA
 from eventstore.model.query import EventFilter
 from eventstore.model.segment import Segment
-from eventstore.query.coverage import Coverage, Meter
+from eventstore.query.coverage import Coverage, Meter, opened_bytes
 from eventstore.query.tiers import ExpiredRange, Tiers, span
 from eventstore.query.walk import Walk
 
@@ -40,7 +40,8 @@ class Histogram:
     """Counts of matching events by the spans between `edges_us` (rising, in µs; one more than counts).
 
     Counted from the newest down to `next_after`, which goes on from there; None: all of it. The spans that
-    begin at or before `unsure_us` may have more events than were counted (None: no span has).
+    begin at or before `unsure_us` may have more events than were counted (None: no span has). To go on may
+    open `left_bytes` of the archive, and no more.
     `expired` and `unreadable` are the spans of which something was destroyed, or could not be read.
     """
 
@@ -48,6 +49,7 @@ class Histogram:
     counts: list[int]
     next_after: int | None = None
     unsure_us: int | None = None
+    left_bytes: int = 0
     expired: set[int] = field(default_factory=set)
     unreadable: set[int] = field(default_factory=set)
     coverage: Coverage = field(default_factory=Coverage)
@@ -121,10 +123,12 @@ def count_by_time(
     after: int | None = None,
     counts: Sequence[int] | None = None,
     budget_s: float | None = None,
+    budget_bytes: int | None = None,
     meter: Meter | None = None,
 ) -> Histogram:
     """Count what matches by time. `after` and `counts` go on from a histogram of the same edges that was not
-    finished. It ends with the first step after `budget_s`; at least one is taken.
+    finished. It ends with the first step after `budget_s`, or after `budget_bytes` of the archive if more
+    would have to be opened; at least one is taken.
 
     Raises:
         RateLimitedError: the meter has come to its end.
@@ -149,9 +153,14 @@ def count_by_time(
     )
     deadline_s = None if budget_s is None else time.monotonic() + budget_s
     for _ in walk.run(after):
-        if deadline_s is not None and time.monotonic() >= deadline_s and walk.lower <= walk.upper:
+        if walk.lower > walk.upper:
+            continue
+        late = deadline_s is not None and time.monotonic() >= deadline_s
+        dear = budget_bytes is not None and found.coverage.archive_bytes >= budget_bytes
+        if late or (dear and walk.left_bytes()):
             found.next_after = walk.upper + 1
             found.unsure_us = recorded_by(tiers, tenant_id, walk.upper)
+            found.left_bytes = walk.left_bytes()
             break
     _mark(found, tiers, tenant_id)
     return found
@@ -215,6 +224,18 @@ class _Tally(Walk):
     counts: list[int] = field(default_factory=list)
     pending: dict[int, int] = field(default_factory=dict)
     opened: set[int] = field(default_factory=set)  # the segments that were read, by first seq
+
+    def left_bytes(self) -> int:
+        """What of the archive the rest of the walk may open, at the most."""
+        self._list(self.tiers.state(self.tenant_id))
+        return sum(
+            opened_bytes(part, self.lower, self.upper)
+            for part in self.parts
+            if span(part)[0] <= self.upper
+            and span(part)[1] >= self.lower
+            and self._may_match(part)
+            and self._whole(part, self.lower, self.upper) is None
+        )
 
     # super() does not know a dataclass with slots, which is made anew of its class.
 

@@ -247,16 +247,39 @@ def test_the_chart_counts_in_parts_and_its_bars_lead_to_their_events(
             assert len(_rows(reader.page(link))) == count
 
 
+def test_a_chart_that_reads_much_of_the_archive_asks_before_it_goes_on(
+    served: ServedConsole, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself it reads no segment after the one with which it has read enough."""
+    monkeypatch.setattr(search_page, "CHART_BYTES_MAX", 1)
+    person, asked = served.person(Role.READER), 0
+    button = re.compile(
+        r'<a class="button" href="([^"]*)"[^>]*>Count further back, reading up to 1 B of the archive</a>'
+        r' <span class="muted small">All the rest takes up to [\d.,]+ KiB\.'
+    )
+    at = person.fragment(SEARCH, actor="ann", part="chart").text
+    while True:
+        while (address := _link(_CHART_MORE, at)) is not None:
+            at = person.fragment(address).text
+        address = _link(button, at)
+        if address is None:
+            break
+        asked, at = asked + 1, person.fragment(address).text
+    assert asked == 3  # of four segments; the last one was the first to be read
+    assert sum(n for _, _, n, _ in _bars(at)) == 60
+    assert "counted so far" not in at
+
+
 @pytest.mark.parametrize(
     "params",
     [
         {"part": "rows", "so_far": "1-2"},
         {"part": "rows", "after": "x"},
-        {"part": "chart", "bars": "1,2,3,4"},
-        {"part": "chart", "bars": f"0,5,0,{10**17},1"},
-        {"part": "chart", "bars": f"0,5,{-(10**17)},{9 * 10**17},{','.join('1' * 50)}"},
-        {"part": "chart", "bars": "0,5,999999999999999000,999999999999999999,0"},  # beyond the year 9999
-        {"part": "chart", "bars": f"0,5,{-(10**17)},{-(10**17) + 1000},0"},  # before the year 1
+        {"part": "chart", "bars": "1,2,3,4,5"},
+        {"part": "chart", "bars": f"0,0,5,0,{10**17},1"},
+        {"part": "chart", "bars": f"0,0,5,{-(10**17)},{9 * 10**17},{','.join('1' * 50)}"},
+        {"part": "chart", "bars": "0,0,5,999999999999999000,999999999999999999,0"},  # beyond the year 9999
+        {"part": "chart", "bars": f"0,0,5,{-(10**17)},{-(10**17) + 1000},0"},  # before the year 1
         {"part": "nothing"},
         {"part": "chart", "recorded_from": "never"},
     ],

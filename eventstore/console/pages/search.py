@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
@@ -36,6 +36,8 @@ router = APIRouter()
 SHOWN_MAX = 500
 # How often a part goes on by itself.
 HOPS_MAX = 20
+# What a chart reads of the archive by itself, in bytes: whoever wants more is told what it costs.
+CHART_BYTES_MAX = 256 * 2**20
 # What the page gives itself for its first rows, and for its chart; then each part. A step of the log more
 # may follow.
 _FIRST_S = 0.1
@@ -239,7 +241,7 @@ def _count(
         ends = extent(tiers, tenant, asked.wanted)
         if ends is None:
             return None
-        before = Counting(0, 0, *ends, counts=())
+        before = Counting(0, 0, 0, *ends, counts=())
     found = count_by_time(
         tiers,
         tenant,
@@ -248,18 +250,27 @@ def _count(
         after=before.after or None,
         counts=before.counts or None,
         budget_s=budget_s,
+        budget_bytes=max(0, CHART_BYTES_MAX - before.archive_bytes),
         meter=read.meter,
     )
     read.covers(found.coverage, events=0)
-    return chart_of(found, asked, base, before.hops)
+    return chart_of(found, asked, base, before)
 
 
 def _chart_next(asked: Asked, base: str, drawn: Chart | None) -> dict[str, Any]:
-    following = None if drawn is None else drawn.next
-    if following is None:
-        return {"chart_next": None, "chart_by_itself": False}
-    address = f"{base}?{asked.address(part='chart', bars=str(following))}"
-    return {"chart_next": address, "chart_by_itself": following.hops <= HOPS_MAX}
+    """How a chart goes on, by itself or when somebody asks for it; that begins anew, and costs as much."""
+    if drawn is None or drawn.next is None:
+        return {"chart_next": None, "chart_by_itself": False, "chart_cost_bytes": 0}
+    following = drawn.next
+    is_dear = following.archive_bytes >= CHART_BYTES_MAX and drawn.left_bytes > 0
+    by_itself = following.hops <= HOPS_MAX and not is_dear
+    if not by_itself:
+        following = replace(following, hops=0, archive_bytes=0)
+    return {
+        "chart_next": f"{base}?{asked.address(part='chart', bars=str(following))}",
+        "chart_by_itself": by_itself,
+        "chart_cost_bytes": min(drawn.left_bytes, CHART_BYTES_MAX),
+    }
 
 
 def _logged(asked: Asked, after: int | None, **more: str) -> dict[str, object]:
