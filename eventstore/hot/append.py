@@ -5,7 +5,7 @@ Several requests share one transaction (`hot.group`); one that is refused leaves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -254,11 +254,16 @@ def _plan(
         return VersionConflictError(conflicts)
     stored.update(ids)
     if versions:
-        for event, seq in zip(request.events, seqs, strict=True):
-            entity = (event.entity_type, event.entity_id)
-            if entity in versions:
-                versions[entity] = max(versions[entity], seq)
+        _raise_versions(versions, [(event.entity_type, event.entity_id) for event in new], next_seq)
     return _Planned(request, next_seq, new, seqs)
+
+
+def _raise_versions(versions: dict[Entity, int], new: Iterable[Entity], next_seq: int) -> None:
+    """Note the new events of entities whose versions are asked for. A repeated event changes none: it is what
+    its id was first stored for, and that may have been another entity."""
+    for seq, entity in enumerate(new, next_seq):
+        if entity in versions:
+            versions[entity] = seq
 
 
 def _plan_columns(
@@ -286,12 +291,8 @@ def _plan_columns(
             seqs.append(seq)
         new = events if fresh.all() else events.filter(pa.array(fresh))
     if versions:
-        entities = zip(
-            events.column("entity_type").to_pylist(), events.column("entity_id").to_pylist(), strict=True
-        )
-        for entity, seq in zip(entities, seqs, strict=True):
-            if entity in versions:
-                versions[entity] = max(versions[entity], seq)
+        names = (new.column(name).to_pylist() for name in ("entity_type", "entity_id"))
+        _raise_versions(versions, zip(*names, strict=True), next_seq)
     return _Planned(request, next_seq, new, seqs)
 
 

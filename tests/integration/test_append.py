@@ -13,6 +13,7 @@ from eventstore.app import Store
 from eventstore.clock import FixedClock, to_us
 from eventstore.errors import InputError, StateError, TenantNotFoundError, VersionConflictError
 from eventstore.hot.append import AppendRequest, AppendResult, Outcome
+from eventstore.hot.batch import pending_batch
 from eventstore.hot.group import GroupCommitter
 from eventstore.integrity.verify import verify_log
 from eventstore.model.event import NewEvent, uuid7, uuid7_time_us
@@ -308,6 +309,22 @@ def test_requests_of_a_group_see_one_another(store: Store) -> None:
     )
     kinds = [list(o.seqs) if isinstance(o, AppendResult) else "refused" for o in outcomes]
     assert kinds == [[1], "refused", [2], [3, 4], [5]]
+
+
+@pytest.mark.parametrize("as_columns", [False, True], ids=["objects", "columns"])
+def test_a_repeat_is_no_version_of_the_entity_that_it_names_now(store: Store, as_columns: bool) -> None:
+    """An id that was stored for one entity and comes again with another changes nothing of that one, whether
+    it was stored before or in the same group."""
+    make_tenant(store)
+    one, two = id7(START_US, 1), id7(START_US, 2)
+    append(store, "acme", new_event("1", event_id=one))
+    repeats = [new_event("2", event_id=one), new_event("3", event_id=two), new_event("4", event_id=two)]
+    first = AppendRequest(pending_batch(repeats) if as_columns else repeats)
+    conditions = [AppendRequest([new_event(entity, expected_version=0)]) for entity in "24"]
+    outcomes = store.appender.append("acme", [first, *conditions])
+    assert [list(stored(outcome).seqs) for outcome in outcomes] == [[1, 2, 2], [3], [4]]
+    assert [row["entity_id"] for row in read(store, "acme")] == ["1", "3", "2", "4"]
+    whole(store)
 
 
 def test_several_conditions_of_one_request_look_at_the_same_moment(store: Store) -> None:
