@@ -9,10 +9,11 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from eventstore.cli.filters import with_filter
 from eventstore.cli.lazy import later
 from eventstore.cli.output import bytes_text, console, errors, plural
 from eventstore.cli.policy import ByOption
-from eventstore.cli.reading import TenantArgument, filter_of
+from eventstore.cli.reading import TenantArgument
 from eventstore.errors import InputError, IntegrityError
 from eventstore.model.query import EventFilter
 
@@ -31,44 +32,16 @@ def register(app: typer.Typer) -> None:
     app.command("verify-bundle")(verify_bundle)
 
 
+@with_filter()
 def bundle(
     tenant: TenantArgument,
     output: Annotated[Path, typer.Option(help="The file, replaced when the bundle is complete.")],
     reason: Annotated[str | None, typer.Option(help="What it is for; stands in the bundle.")] = None,
-    entity_type: str | None = None,
-    entity_id: str | None = None,
-    actor: str | None = None,
-    action: str | None = None,
-    field: str | None = None,
-    source: str | None = None,
-    workspace_id: str | None = None,
-    recorded_from: Annotated[str | None, typer.Option(help="A time, inclusive.")] = None,
-    recorded_to: Annotated[str | None, typer.Option(help="A time, exclusive.")] = None,
-    occurred_from: Annotated[str | None, typer.Option(help="A time, inclusive.")] = None,
-    occurred_to: Annotated[str | None, typer.Option(help="A time, exclusive.")] = None,
-    seq_from: int | None = None,
-    seq_to: int | None = None,
-    text: Annotated[str | None, typer.Option(help="Occurs in the old or the new value.")] = None,
     *,
+    wanted: EventFilter,
     by: ByOption,
 ) -> None:
     """Write all events that meet the conditions, with their proofs, into a file that anybody can verify."""
-    wanted = filter_of(
-        entity_type=entity_type,
-        entity_id=entity_id,
-        actor=actor,
-        action=action,
-        field=field,
-        source=source,
-        workspace_id=workspace_id,
-        recorded_from=recorded_from,
-        recorded_to=recorded_to,
-        occurred_from=occurred_from,
-        occurred_to=occurred_to,
-        seq_from=seq_from,
-        seq_to=seq_to,
-        text=text,
-    )
     summary = _with_progress(tenant, wanted, output, by, reason)
     gone = sum(last - first + 1 for first, last in summary.expired)
     console.print(

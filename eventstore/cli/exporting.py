@@ -13,12 +13,13 @@ from typing import Annotated, BinaryIO
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from eventstore.cli.filters import with_filter
 from eventstore.cli.lazy import later
 from eventstore.cli.output import errors, plural
-from eventstore.cli.reading import OrderOption, TenantArgument, filter_of
+from eventstore.cli.reading import OrderOption, TenantArgument
 from eventstore.errors import InputError
 from eventstore.model.export import ExportFormat
-from eventstore.model.query import Order
+from eventstore.model.query import EventFilter, Order
 
 with later():
     from eventstore.app import open_store
@@ -43,6 +44,7 @@ def register(app: typer.Typer) -> None:
     app.command("export")(export)
 
 
+@with_filter()
 def export(
     tenant: TenantArgument,
     form: Annotated[
@@ -52,20 +54,8 @@ def export(
     output: Annotated[
         Path, typer.Option(help="The file, replaced when the export is complete; - is standard output.")
     ] = Path("-"),
-    entity_type: str | None = None,
-    entity_id: str | None = None,
-    actor: str | None = None,
-    action: str | None = None,
-    field: str | None = None,
-    source: str | None = None,
-    workspace_id: str | None = None,
-    text: Annotated[str | None, typer.Option(help="Occurs in the old or the new value.")] = None,
-    recorded_from: Annotated[str | None, typer.Option(help="A time, inclusive.")] = None,
-    recorded_to: Annotated[str | None, typer.Option(help="A time, exclusive.")] = None,
-    occurred_from: Annotated[str | None, typer.Option(help="A time, inclusive.")] = None,
-    occurred_to: Annotated[str | None, typer.Option(help="A time, exclusive.")] = None,
-    seq_from: int | None = None,
-    seq_to: int | None = None,
+    *,
+    wanted: EventFilter,
     order: OrderOption = Order.ASC,
     bom: Annotated[
         bool, typer.Option("--bom", help="Begin CSV with a byte order mark, by which Excel knows UTF-8.")
@@ -76,22 +66,6 @@ def export(
     to_stdout = output == Path("-")
     if to_stdout and chosen not in _TEXTS and sys.stdout.isatty():
         raise InputError(f"{chosen.value} is nothing for a terminal", hint="give --output FILE")
-    wanted = filter_of(
-        entity_type=entity_type,
-        entity_id=entity_id,
-        actor=actor,
-        action=action,
-        field=field,
-        source=source,
-        workspace_id=workspace_id,
-        text=text,
-        recorded_from=recorded_from,
-        recorded_to=recorded_to,
-        occurred_from=occurred_from,
-        occurred_to=occurred_to,
-        seq_from=seq_from,
-        seq_to=seq_to,
-    )
     with open_store(load_settings()) as store:
         begun = export_events(store.reader, tenant, wanted, chosen, order=order, byte_order_mark=bom)
         if to_stdout:

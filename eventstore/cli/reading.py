@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from eventstore.cli.filters import with_filter
 from eventstore.cli.lazy import later
 from eventstore.cli.output import Format, bytes_text, console, errors, plural, resolve_format
-from eventstore.clock import parse_time_us, to_iso
+from eventstore.clock import to_iso
 from eventstore.model.query import EventFilter, Order
 
 with later():
@@ -23,7 +24,7 @@ with later():
     from eventstore.query.stats import log_stats
     from eventstore.settings import load_settings
 
-__all__ = ["OrderOption", "TenantArgument", "filter_of", "register", "verify_with_progress"]
+__all__ = ["OrderOption", "TenantArgument", "register", "verify_with_progress"]
 
 TenantArgument = Annotated[str, typer.Argument(help="The tenant's name.")]
 FormatOption = Annotated[
@@ -76,71 +77,16 @@ def _write(
         raise typer.Exit(70)
 
 
-def filter_of(
-    *,
-    recorded_from: str | None,
-    recorded_to: str | None,
-    occurred_from: str | None,
-    occurred_to: str | None,
-    **given: Any,
-) -> EventFilter:
-    """The conditions that options name; times are texts yet.
-
-    Raises:
-        InputError: one is no time, or no event can have it.
-    """
-
-    def time(text: str | None) -> int | None:
-        return None if text is None else parse_time_us(text)
-
-    return EventFilter(
-        recorded_from_us=time(recorded_from),
-        recorded_to_us=time(recorded_to),
-        occurred_from_us=time(occurred_from),
-        occurred_to_us=time(occurred_to),
-        **given,
-    )
-
-
+@with_filter()
 def events(
     tenant: TenantArgument,
-    entity_type: str | None = None,
-    entity_id: str | None = None,
-    actor: str | None = None,
-    action: str | None = None,
-    field: str | None = None,
-    source: str | None = None,
-    workspace_id: str | None = None,
-    text: Annotated[str | None, typer.Option(help="Occurs in the old or the new value.")] = None,
-    recorded_from: Annotated[str | None, typer.Option(help="A time, inclusive.")] = None,
-    recorded_to: Annotated[str | None, typer.Option(help="A time, exclusive.")] = None,
-    occurred_from: Annotated[str | None, typer.Option(help="A time, inclusive.")] = None,
-    occurred_to: Annotated[str | None, typer.Option(help="A time, exclusive.")] = None,
-    seq_from: int | None = None,
-    seq_to: int | None = None,
+    wanted: EventFilter,
     order: OrderOption = Order.ASC,
     limit: LimitOption = None,
     form: FormatOption = None,
     partial: PartialOption = False,
 ) -> None:
     """Show the events that meet all conditions."""
-
-    wanted = filter_of(
-        entity_type=entity_type,
-        entity_id=entity_id,
-        actor=actor,
-        action=action,
-        field=field,
-        source=source,
-        workspace_id=workspace_id,
-        text=text,
-        recorded_from=recorded_from,
-        recorded_to=recorded_to,
-        occurred_from=occurred_from,
-        occurred_to=occurred_to,
-        seq_from=seq_from,
-        seq_to=seq_to,
-    )
     with open_store(load_settings()) as store:
         _write(store, tenant, wanted, order=order, limit=limit, form=form, partial=partial)
 

@@ -12,12 +12,13 @@ import msgspec
 import typer
 from rich.markup import escape
 
+from eventstore.cli.filters import with_filter
 from eventstore.cli.lazy import later
 from eventstore.cli.output import Format, errors, resolve_format
 from eventstore.cli.reading import FormatOption, TenantArgument
 from eventstore.errors import EventStoreError, FeedResetError, RetryError
 from eventstore.model.event import VALUE_FIELDS
-from eventstore.model.query import EventFilter, Order
+from eventstore.model.query import FEED_FILTERS, EventFilter, Order
 
 with later():
     import pyarrow as pa
@@ -28,7 +29,7 @@ with later():
     from eventstore.client import Client, Event, FeedReset
     from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
     from eventstore.hot.wake import Wakes
-    from eventstore.query.feed import FEED_FILTERS, FeedReader
+    from eventstore.query.feed import FeedReader
     from eventstore.settings import load_settings
 
 __all__ = ["register"]
@@ -44,17 +45,13 @@ def register(app: typer.Typer) -> None:
     app.command("tail")(tail)
 
 
+@with_filter(*FEED_FILTERS)
 def tail(
     tenant: TenantArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the newest first.")] = 10,
-    entity_type: str | None = None,
-    entity_id: str | None = None,
-    actor: str | None = None,
-    action: str | None = None,
-    field: str | None = None,
-    source: str | None = None,
-    workspace_id: str | None = None,
+    *,
+    wanted: EventFilter,
     form: FormatOption = None,
     url: Annotated[
         str | None, typer.Option(help="Ask the store served there, over HTTP, instead of opening it here.")
@@ -65,15 +62,6 @@ def tail(
     ] = None,
 ) -> None:
     """Show the newest events, oldest first; with -f, and then each as it comes."""
-    wanted = EventFilter(
-        entity_type=entity_type,
-        entity_id=entity_id,
-        actor=actor,
-        action=action,
-        field=field,
-        source=source,
-        workspace_id=workspace_id,
-    )
     if url is not None:
         with Client(url, tenant, api_key=api_key) as client:
             _show(_served_events(client, wanted, lines, follow=follow), form)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from eventstore.errors import InputError
 
 __all__ = [
+    "FEED_FILTERS",
     "PAGE_LIMIT_MAX",
     "TEXT_CHARACTERS_MAX",
     "EventFilter",
@@ -19,6 +20,8 @@ __all__ = [
 PAGE_LIMIT_MAX = 10_000
 # Of the text that is searched for in values.
 TEXT_CHARACTERS_MAX = 128
+# What a feed can be filtered by: what the event itself says, for ever.
+FEED_FILTERS = ("entity_type", "entity_id", "actor", "action", "field", "source", "workspace_id")
 
 
 class Order(StrEnum):
@@ -28,7 +31,7 @@ class Order(StrEnum):
     DESC = "desc"
 
 
-_TEXTS = ("entity_type", "entity_id", "actor", "action", "field", "source", "workspace_id", "text")
+_TEXTS = (*FEED_FILTERS, "text")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from eventstore.errors import FeedResetError, InputError
-from eventstore.model.query import EventFilter
+from eventstore.model.query import FEED_FILTERS, EventFilter
 from eventstore.query.coverage import Coverage, Meter
 from eventstore.query.tiers import ExpiredRange, Tiers, span
 from eventstore.query.walk import Walk
 
-__all__ = ["FEED_FILTERS", "FeedReader", "Look", "matching"]
+__all__ = ["FeedReader", "Look", "matching"]
 
-# What a feed can be filtered by: what the event itself says, for ever.
-FEED_FILTERS = ("entity_type", "entity_id", "actor", "action", "field", "source", "workspace_id")
 # A step takes about this much in memory. Every consumer that reads by itself holds one.
 _STEP_BYTES = 2 * 2**20
 _NO_LIMIT = 2**62
