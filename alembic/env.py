@@ -34,7 +34,7 @@ def main() -> None:
             run(connection)
         return
     # Called by the alembic command line: the database is the one the settings name.
-    from eventstore.app import open_database
+    from eventstore.opening import open_database
     from eventstore.settings import load_settings
 
     with open_database(load_settings()) as database, database.engine.connect() as connection:

@@ -19,10 +19,9 @@ from eventstore.archive.target import ArchiveTarget
 from eventstore.archive.targets import Targets
 from eventstore.catalog.windows import uncataloged
 from eventstore.clock import US_PER_S, Clock, SystemClock
-from eventstore.db.embedded import start_embedded
 from eventstore.db.engine import Database
 from eventstore.db.migrate import check_schema, current_version, upgrade
-from eventstore.db.roles import EMBEDDED_LOGIN, kept_password, make_login, with_login
+from eventstore.db.roles import EMBEDDED_LOGIN, kept_password, make_login
 from eventstore.errors import EventStoreError, IntegrityError, SetupError, TargetUnavailableError
 from eventstore.governance.certificates import check_certificates, knows_keys, latest_copy, trusted_keys
 from eventstore.governance.export_making import prune_exports
@@ -43,6 +42,7 @@ from eventstore.integrity.verify import HashAt, VerifyReport, verify_log
 from eventstore.model.policy import DEFAULT_TARGET, parse_duration_us
 from eventstore.model.run import RunCompleted, RunKind, RunStatus, Warned
 from eventstore.model.schedule import parse_schedule
+from eventstore.opening import app_password_file, open_database
 from eventstore.query.export_files import ExportFolder
 from eventstore.query.reader import LogReader
 from eventstore.query.tiers import Tiers
@@ -63,7 +63,6 @@ __all__ = [
     "checkpoint_tenant",
     "export_folder",
     "keepers_of",
-    "open_database",
     "open_store",
     "scheduler_of",
     "scrub_run",
@@ -98,26 +97,6 @@ class Store:
     def target(self) -> ArchiveTarget:
         """The default archive target."""
         return self.targets[self.targets.default]
-
-
-@contextmanager
-def open_database(settings: Settings) -> Iterator[Database]:
-    """The database of the settings: the server they name, or the embedded one, started if need be.
-
-    Raises:
-        SetupError: it cannot be started or reached.
-    """
-    with ExitStack() as stack:
-        url, app_url = settings.database_url, settings.app_database_url
-        if url is None:
-            server = start_embedded(settings.resolved_home)
-            stack.callback(server.close)
-            url = server.url
-            app_url = with_login(url, EMBEDDED_LOGIN, kept_password(_app_password_file(settings)))
-        database = Database(url, app_url=app_url)
-        stack.callback(database.close)
-        database.open()
-        yield database
 
 
 @contextmanager
@@ -164,10 +143,6 @@ def open_store(settings: Settings, *, clock: Clock | None = None) -> Iterator[St
         )
 
 
-def _app_password_file(settings: Settings) -> Path:
-    return settings.resolved_home / "postgres.app.password"
-
-
 def _check_app(settings: Settings, database: Database) -> None:
     """See that the application's connections work, and that row-level security holds them. The embedded
     server's login is made if need be."""
@@ -176,7 +151,7 @@ def _check_app(settings: Settings, database: Database) -> None:
             database.check_app()
         except SetupError:
             with database.connection() as conn, conn.transaction():
-                make_login(conn, EMBEDDED_LOGIN, kept_password(_app_password_file(settings)))
+                make_login(conn, EMBEDDED_LOGIN, kept_password(app_password_file(settings)))
         else:
             return
     database.check_app()

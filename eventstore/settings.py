@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventstore.access.issuer import OidcClient, OidcConfig, is_safe_url
 from eventstore.errors import InputError, SetupError
-from eventstore.integrity.publishing import check_destination
+from eventstore.integrity.places import check_destination
 from eventstore.model.access import Role
 from eventstore.model.limits import ARCHIVE_BYTES_PER_DAY_MAX, FEEDS_MAX, REQUESTS_PER_S_MAX, Limits
 from eventstore.model.policy import DEFAULT_TARGET, parse_duration_us

@@ -7,8 +7,8 @@ import typer
 from eventstore.cli.lazy import Commands, later
 
 with later():
-    from eventstore.app import open_database
     from eventstore.db.migrate import current_version, required_version, upgrade
+    from eventstore.opening import open_database
     from eventstore.settings import load_settings
 
 __all__ = ["register"]

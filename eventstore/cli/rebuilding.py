@@ -25,10 +25,10 @@ from eventstore.errors import InputError
 from eventstore.model.policy import DEFAULT_TARGET
 
 with later():
-    from eventstore.app import open_database
     from eventstore.archive.targets import Targets
     from eventstore.db.migrate import check_schema, current_version, upgrade
     from eventstore.governance.signing import SigningKey, VerifyKey
+    from eventstore.opening import open_database
     from eventstore.repair.rebuild import RebuildReport, rebuild
     from eventstore.settings import load_settings
 

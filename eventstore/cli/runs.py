@@ -19,9 +19,9 @@ from eventstore.model.run import RunKind, RunStatus
 from eventstore.query.run_view import ENTRIES_MAX, LATEST, RUNS_MAX, EntriesPage
 
 with later():
-    from eventstore.app import open_database
     from eventstore.db.engine import Database
     from eventstore.db.migrate import check_schema
+    from eventstore.opening import open_database
     from eventstore.query.runs import find_run, list_runs, read_entries, read_run
     from eventstore.settings import load_settings
 

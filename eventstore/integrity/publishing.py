@@ -30,6 +30,7 @@ from eventstore.errors import EventStoreError, InputError, IntegrityError, Targe
 from eventstore.governance.certificates import trusted_keys
 from eventstore.governance.signing import SigningKey
 from eventstore.integrity.checkpoints import SignedCheckpoint, log_origin, make_checkpoint, read_checkpoint
+from eventstore.integrity.places import check_destination
 from eventstore.integrity.tree import Progress, Tree
 from eventstore.model.note import Checkpoint
 from eventstore.query.tiers import Tiers
@@ -38,7 +39,6 @@ __all__ = [
     "Destination",
     "Keepers",
     "Published",
-    "check_destination",
     "checkpoint_and_publish",
     "destination_of",
     "list_digest",
@@ -100,25 +100,6 @@ def list_digest(places: Sequence[str]) -> bytes | None:
     if not places:
         return None
     return hashlib.sha256(json.dumps(sorted(set(places))).encode()).digest()
-
-
-def check_destination(text: str) -> str:
-    """Return the text itself.
-
-    Raises:
-        InputError: neither a path nor a file or http(s) URL.
-    """
-    try:
-        parts = urlsplit(text)
-        remote = parts.scheme in ("http", "https")
-        # Asking for the port reads it.
-        fits = bool(parts.hostname) and parts.port != 0 and " " not in text if remote else bool(text)
-        fits = fits and (remote or parts.scheme in ("", "file"))
-    except ValueError:
-        fits = False
-    if not fits:
-        raise InputError(f"{text!r} is no place for checkpoints", hint="a path, or a file or http(s) URL")
-    return text
 
 
 def destination_of(text: str, tenant_id: str, *, token: str | None = None) -> Destination:
@@ -408,7 +389,7 @@ class _Address:
     ) -> _Answer:
         """One request, tried again when the server is away. Redirects are not followed: the token is for this
         address alone."""
-        # Every command imports this module for the settings' sake; few of them publish to a web server.
+        # Whatever opens the store imports this module; little of it publishes to a web server.
         import httpx
 
         sent = dict(headers or {})

@@ -60,8 +60,12 @@ def loaded(program: str) -> set[str]:
     [
         ("import eventstore.cli.main", OF_SOME | OF_THE_STORE),
         ("import eventstore.app", OF_SOME),
+        (
+            "import eventstore.opening, eventstore.db.migrate, eventstore.query.runs",
+            OF_SOME | {"cryptography", "eventstore.app", "numpy", "pyarrow"},
+        ),
     ],
-    ids=["the command line", "the store"],
+    ids=["the command line", "the store", "the database alone"],
 )
 def test_what_is_imported_loads_no_more_than_it_needs(program: str, unwanted: set[str]) -> None:
     assert loaded(program) & unwanted == set()
