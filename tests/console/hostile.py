@@ -134,7 +134,7 @@ _MADE_OF = """
 html head meta title link script body a header div nav ul ol li span details summary form input label button
 main p footer h1 h2 h3 h4 section article aside table caption colgroup col thead tbody tfoot tr th td dl dt dd
 time pre code bdi b strong em small abbr del ins s hr br select option optgroup textarea fieldset legend
-figure figcaption mark output progress meter kbd wbr
+datalist figure figcaption mark output progress meter kbd wbr
 svg g path rect line circle polyline polygon text tspan desc use defs pattern clippath
 """
 _ELEMENTS = frozenset(_MADE_OF.split())
