@@ -13,7 +13,8 @@ __all__ = ["PAGES", "address_of", "sign_in"]
 _BASE = f"/console/t/{TENANT}"
 _ENTITY = {"entity_type": "patient", "entity_id": PATIENT}
 
-# name → address below the origin. `{seq}` is an archived event of the patient's, `{run}` the last run.
+# name → address below the origin. `{seq}` is an archived event of the patient's, `{run}` the last run,
+# `{hold}` the hold in force.
 PAGES = {
     "tenants": "/console/",
     "tenant": _BASE,
@@ -24,6 +25,9 @@ PAGES = {
     "entity-then": f"{_BASE}/entity?{urlencode({**_ENTITY, 'as_of': '2025-06-01T00:00:00Z'})}",
     "event": f"{_BASE}/event/{{seq}}",
     "holds": f"{_BASE}/holds",
+    "hold": f"{_BASE}/holds/{{hold}}",
+    "hold-release": f"{_BASE}/holds/{{hold}}/release",
+    "certificates": f"{_BASE}/certificates",
     "exports": f"{_BASE}/exports",
     "runs": "/console/runs",
     "run": "/console/runs/{run}",
@@ -34,7 +38,8 @@ PAGES = {
 
 def address_of(world: World, name: str) -> str:
     """The whole address of a page."""
-    return f"http://127.0.0.1:{world.port}" + PAGES[name].format(seq=world.archived_seq, run=world.run_id)
+    path = PAGES[name].format(seq=world.archived_seq, run=world.run_id, hold=world.hold_id)
+    return f"http://127.0.0.1:{world.port}{path}"
 
 
 def sign_in(watched: Watched, world: World, role: Role = Role.ADMINISTRATOR) -> None:

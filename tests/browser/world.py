@@ -70,13 +70,15 @@ _ACTORS = ("front-desk-1", "front-desk-2", "nurse-07", "nurse-11", "billing", "i
 @dataclass
 class World:
     """`keys` has the text of a key for each role: writers, readers and compliance staff have one of `TENANT`,
-    operators and administrators one of the deployment. `run_id` is the last run of retention, `archived_seq`
-    an event of the patient's in the archive, `session` an administrator's cookies (None: nobody came yet)."""
+    operators and administrators one of the deployment. `run_id` is the last run of retention, `hold_id` the
+    hold in force, `archived_seq` an event of the patient's in the archive, `session` an administrator's
+    cookies (None: nobody came yet)."""
 
     store: Store
     port: int
     keys: dict[Role, str]
     run_id: uuid.UUID
+    hold_id: uuid.UUID
     archived_seq: int
     session: list[Any] | None = None
 
@@ -96,23 +98,23 @@ def served_world(server_url: str, template_database: str, folder: Path) -> Itera
         targets={"deep": (folder / "deep").as_uri()},
     )
     with open_store(settings, clock=FixedClock(NOW_US)) as store:
-        keys, run_id = _fill(store, folder)
+        keys, run_id, hold_id = _fill(store, folder)
         archived_us = parse_time_us("2025-07-01T00:00:00Z")
         wanted = EventFilter(entity_id=PATIENT, recorded_to_us=archived_us)
         found = store.reader.page(TENANT, wanted, order=Order.DESC, limit=1).events
         with served_console(store, administrator=False) as served:
-            yield World(store, served.port, keys, run_id, found.column("seq")[0].as_py())
+            yield World(store, served.port, keys, run_id, hold_id, found.column("seq")[0].as_py())
     execute(server_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
-def _fill(store: Store, folder: Path) -> tuple[dict[Role, str], uuid.UUID]:
+def _fill(store: Store, folder: Path) -> tuple[dict[Role, str], uuid.UUID, uuid.UUID]:
     create_tenant(store.database, TENANT, _POLICY, now_us=_START_US)
     create_tenant(store.database, OTHER, Policy(WindowUnit.MONTH, 90 * DAY_US), now_us=_START_US)
     _import(store, TENANT, folder, _patients(_EVENTS))
     _import(store, OTHER, folder, _patients(20))
     scope = HoldScope((("patient", "patient-0007"),), None, parse_time_us("2023-02-01T00:00:00Z"))
     held_us = parse_time_us("2026-03-04T10:12:00Z")
-    place_hold(store.database, TENANT, CASE, "Complaint before the ombudsman", "legal", scope, held_us)
+    hold = place_hold(store.database, TENANT, CASE, "Complaint before the ombudsman", "legal", scope, held_us)
     orders = [(RunKind.RETENTION, day) for day in _RUNS] + [(RunKind.EXPIRY, _EXPIRY)]
     for kind, day in orders:
         report = store.compactor.run(
@@ -129,7 +131,7 @@ def _fill(store: Store, folder: Path) -> tuple[dict[Role, str], uuid.UUID]:
         _, keys[role] = create_key(
             store.database, role=role, tenant_id=tenant, by="set-up", now_us=NOW_US, label=f"{role} (demo)"
         )
-    return keys, last
+    return keys, last, hold.hold_id
 
 
 def _import(store: Store, tenant: str, folder: Path, events: list[dict[str, Any]]) -> None:
