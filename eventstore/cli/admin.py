@@ -8,7 +8,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from eventstore.cli.lazy import Commands, later
+from eventstore.app import open_store
+from eventstore.catalog.tenants import list_tenants
 from eventstore.cli.offboard import register as register_offboard
 from eventstore.cli.output import console
 from eventstore.cli.policy import (
@@ -21,17 +22,13 @@ from eventstore.cli.policy import (
     mirror_change,
 )
 from eventstore.clock import to_iso
-
-with later():
-    from eventstore.app import open_store
-    from eventstore.catalog.tenants import list_tenants
-    from eventstore.governance.policies import policies_of_all, policy_of
-    from eventstore.governance.tenants import create_tenant
-    from eventstore.settings import load_settings
+from eventstore.governance.policies import policies_of_all, policy_of
+from eventstore.governance.tenants import create_tenant
+from eventstore.settings import load_settings
 
 __all__ = ["app", "register"]
 
-app = Commands(help="Tenants: the owners of logs.", no_args_is_help=True)
+app = typer.Typer(help="Tenants: the owners of logs.", no_args_is_help=True)
 register_offboard(app)
 
 

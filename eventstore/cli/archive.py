@@ -21,26 +21,23 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from eventstore.app import open_store, scrub_run, tidy_host
+from eventstore.archive.targets import Targets
 from eventstore.cli import rebuilding
-from eventstore.cli.lazy import Commands, later
 from eventstore.cli.output import bytes_text, console, errors, plural
 from eventstore.cli.rebuilding import progress_bar
 from eventstore.cli.retention import stopping_on_signals
 from eventstore.clock import US_PER_S, SystemClock, parse_time_us, to_iso
 from eventstore.model.policy import parse_duration_us
-
-with later():
-    from eventstore.app import open_store, scrub_run, tidy_host
-    from eventstore.archive.targets import Targets
-    from eventstore.repair.check import check_archive
-    from eventstore.repair.listing import ListedSegment, chosen_targets, list_archive
-    from eventstore.repair.restore import Restored, list_restores, restore_window
-    from eventstore.repair.scrub import ScrubReport
-    from eventstore.settings import load_settings
+from eventstore.repair.check import check_archive
+from eventstore.repair.listing import ListedSegment, chosen_targets, list_archive
+from eventstore.repair.restore import Restored, list_restores, restore_window
+from eventstore.repair.scrub import ScrubReport
+from eventstore.settings import load_settings
 
 __all__ = ["app", "register"]
 
-app = Commands(help="The archive: what lies where, and its repair.", no_args_is_help=True)
+app = typer.Typer(help="The archive: what lies where, and its repair.", no_args_is_help=True)
 rebuilding.register(app)
 
 

@@ -10,20 +10,17 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from eventstore.cli.lazy import later
+from eventstore.app import checkpoint_tenant, open_store
 from eventstore.cli.output import console, errors
 from eventstore.cli.rebuilding import progress_bar
 from eventstore.clock import to_iso
 from eventstore.errors import EventStoreError, InputError, IntegrityError
+from eventstore.governance.signing import VerifyKey
+from eventstore.integrity.checkpoints import log_verifier_keys, read_checkpoint
+from eventstore.integrity.merkle import is_consistent
+from eventstore.integrity.publishing import list_digest, tenants_behind
 from eventstore.model.note import Checkpoint, parse_verifier_key
-
-with later():
-    from eventstore.app import checkpoint_tenant, open_store
-    from eventstore.governance.signing import VerifyKey
-    from eventstore.integrity.checkpoints import log_verifier_keys, read_checkpoint
-    from eventstore.integrity.merkle import is_consistent
-    from eventstore.integrity.publishing import list_digest, tenants_behind
-    from eventstore.settings import load_settings
+from eventstore.settings import load_settings
 
 __all__ = ["register"]
 

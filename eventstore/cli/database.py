@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from eventstore.cli.lazy import Commands, later
-
-with later():
-    from eventstore.db.migrate import current_version, required_version, upgrade
-    from eventstore.opening import open_database
-    from eventstore.settings import load_settings
+from eventstore.db.migrate import current_version, required_version, upgrade
+from eventstore.opening import open_database
+from eventstore.settings import load_settings
 
 __all__ = ["register"]
 
-app = Commands(help="The database's schema.", no_args_is_help=True)
+app = typer.Typer(help="The database's schema.", no_args_is_help=True)
 
 
 def register(to: typer.Typer) -> None:

@@ -9,19 +9,16 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from eventstore import verifier
+from eventstore.app import keepers_of, open_store
 from eventstore.cli.filters import with_filter
-from eventstore.cli.lazy import later
 from eventstore.cli.output import bytes_text, console, errors, plural
 from eventstore.cli.policy import ByOption
 from eventstore.cli.reading import TenantArgument
 from eventstore.errors import InputError, IntegrityError
+from eventstore.integrity.bundle import BundleSummary, write_bundle
 from eventstore.model.query import EventFilter
-
-with later():
-    from eventstore import verifier
-    from eventstore.app import keepers_of, open_store
-    from eventstore.integrity.bundle import BundleSummary, write_bundle
-    from eventstore.settings import load_settings
+from eventstore.settings import load_settings
 
 __all__ = ["register"]
 

@@ -13,18 +13,15 @@ from typing import Annotated, BinaryIO
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from eventstore.app import open_store
 from eventstore.cli.filters import with_filter
-from eventstore.cli.lazy import later
 from eventstore.cli.output import errors, plural
 from eventstore.cli.reading import OrderOption, TenantArgument
 from eventstore.errors import InputError
 from eventstore.model.export import ExportFormat
 from eventstore.model.query import EventFilter, Order
-
-with later():
-    from eventstore.app import open_store
-    from eventstore.query.export import Export, export_events, failure
-    from eventstore.settings import load_settings
+from eventstore.query.export import Export, export_events, failure
+from eventstore.settings import load_settings
 
 __all__ = ["register"]
 

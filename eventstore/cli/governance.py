@@ -11,36 +11,33 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from eventstore.cli.lazy import Commands, later
+from eventstore.app import open_store
+from eventstore.catalog.tenants import get_tenant
 from eventstore.cli.output import console, errors, plural
 from eventstore.cli.policy import ByOption, JsonOption, mirror_change
 from eventstore.clock import parse_time_us, to_iso
 from eventstore.errors import EventNotFoundError, InputError, IntegrityError
+from eventstore.governance.certificates import (
+    add_key,
+    check_certificates,
+    get_certificate,
+    list_certificates,
+    trusted_keys,
+)
+from eventstore.governance.holds import list_holds, place_hold, release_hold
+from eventstore.governance.scopes import preview_scope
+from eventstore.governance.signing import SigningKey, VerifyKey, verify
 from eventstore.model.certificate import payload_sha256, to_payload
 from eventstore.model.explain import at_text
 from eventstore.model.hold import Hold, HoldScope
-
-with later():
-    from eventstore.app import open_store
-    from eventstore.catalog.tenants import get_tenant
-    from eventstore.governance.certificates import (
-        add_key,
-        check_certificates,
-        get_certificate,
-        list_certificates,
-        trusted_keys,
-    )
-    from eventstore.governance.holds import list_holds, place_hold, release_hold
-    from eventstore.governance.scopes import preview_scope
-    from eventstore.governance.signing import SigningKey, VerifyKey, verify
-    from eventstore.query.explain import explain_event, explain_tenant, explain_window
-    from eventstore.query.reader import LogReader
-    from eventstore.settings import load_settings
+from eventstore.query.explain import explain_event, explain_tenant, explain_window
+from eventstore.query.reader import LogReader
+from eventstore.settings import load_settings
 
 __all__ = ["certificates", "holds", "register"]
 
-holds = Commands(help="Legal holds: cases that stop destruction.", no_args_is_help=True)
-certificates = Commands(help="Certificates: what stands for destroyed history.", no_args_is_help=True)
+holds = typer.Typer(help="Legal holds: cases that stop destruction.", no_args_is_help=True)
+certificates = typer.Typer(help="Certificates: what stands for destroyed history.", no_args_is_help=True)
 
 TenantArgument = Annotated[str, typer.Argument(help="The tenant's name.")]
 

@@ -12,14 +12,11 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from eventstore.cli.lazy import later
+from eventstore.app import open_store
 from eventstore.cli.output import errors
+from eventstore.intake.importer import ImportProgress, ImportReport, import_file
 from eventstore.intake.source import ImportFormat
-
-with later():
-    from eventstore.app import open_store
-    from eventstore.intake.importer import ImportProgress, ImportReport, import_file
-    from eventstore.settings import load_settings
+from eventstore.settings import load_settings
 
 __all__ = ["import_progress", "register", "report_text"]
 

@@ -9,24 +9,21 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from eventstore.cli.lazy import Commands, later
+from eventstore.app import open_store
+from eventstore.catalog.tenants import get_tenant
 from eventstore.cli.output import console, errors
 from eventstore.cli.policy import ByOption, JsonOption, mirror_change
 from eventstore.clock import to_iso
+from eventstore.governance.keys import create_key, list_keys, revoke_key, rotate_key
 from eventstore.model.access import Role
 from eventstore.model.apikey import ApiKey, KeyState
 from eventstore.model.limits import Limits
 from eventstore.model.policy import parse_duration_us
-
-with later():
-    from eventstore.app import open_store
-    from eventstore.catalog.tenants import get_tenant
-    from eventstore.governance.keys import create_key, list_keys, revoke_key, rotate_key
-    from eventstore.settings import load_settings
+from eventstore.settings import load_settings
 
 __all__ = ["app", "register"]
 
-app = Commands(help="API keys: who may ask for what.", no_args_is_help=True)
+app = typer.Typer(help="API keys: who may ask for what.", no_args_is_help=True)
 
 
 def register(to: typer.Typer) -> None:

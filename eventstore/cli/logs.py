@@ -5,11 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from eventstore.cli.lazy import later
-
-with later():
-    import structlog
-
+import structlog
 
 __all__ = ["log_for_machines"]
 

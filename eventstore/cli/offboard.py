@@ -10,24 +10,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from eventstore.cli.lazy import later
+from eventstore.app import Store, open_store, tidy_host
 from eventstore.cli.output import bytes_text, console, errors, plural
 from eventstore.cli.policy import ByOption, mirror_change
 from eventstore.cli.retention import stopping_on_signals
 from eventstore.model.tenant import TenantState
-
-with later():
-    from eventstore.app import Store, open_store, tidy_host
-    from eventstore.retention.offboarding import (
-        Offboarding,
-        OffboardReport,
-        OffboardSurvey,
-        offboard,
-        reopen,
-        survey,
-    )
-    from eventstore.retention.task import Stopped, Workshop
-    from eventstore.settings import load_settings
+from eventstore.retention.offboarding import (
+    Offboarding,
+    OffboardReport,
+    OffboardSurvey,
+    offboard,
+    reopen,
+    survey,
+)
+from eventstore.retention.task import Stopped, Workshop
+from eventstore.settings import load_settings
 
 __all__ = ["register"]
 

@@ -11,10 +11,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from eventstore.cli.lazy import Commands, later
+from eventstore.app import Store, open_store
+from eventstore.catalog.tenants import get_tenant
 from eventstore.cli.output import console, errors, plural
 from eventstore.clock import to_iso
 from eventstore.errors import InputError
+from eventstore.governance.policies import apply_change, policy_versions, preview_change
+from eventstore.governance.record import mirror_or_warn
 from eventstore.model.explain import at_text, policy_lines
 from eventstore.model.policy import (
     ArchiveTier,
@@ -27,18 +30,12 @@ from eventstore.model.policy import (
 from eventstore.model.policy_change import Effect, PolicyChange, standing
 from eventstore.model.quality import QualityAction, QualityRule
 from eventstore.model.window import WindowUnit
-
-with later():
-    from eventstore.app import Store, open_store
-    from eventstore.catalog.tenants import get_tenant
-    from eventstore.governance.policies import apply_change, policy_versions, preview_change
-    from eventstore.governance.record import mirror_or_warn
-    from eventstore.query.explain import policy_facts
-    from eventstore.settings import load_settings
+from eventstore.query.explain import policy_facts
+from eventstore.settings import load_settings
 
 __all__ = ["ByOption", "app", "change_from", "mirror_change", "register", "user_name"]
 
-app = Commands(help="Policies: how long what is kept where, and what then.", no_args_is_help=True)
+app = typer.Typer(help="Policies: how long what is kept where, and what then.", no_args_is_help=True)
 
 
 def register(to: typer.Typer) -> None:

@@ -10,19 +10,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from eventstore.app import Store, open_store, verify_tenant
+from eventstore.cli.event_output import write_events
 from eventstore.cli.filters import with_filter
-from eventstore.cli.lazy import later
 from eventstore.cli.output import Format, bytes_text, console, errors, plural, resolve_format
 from eventstore.clock import to_iso
+from eventstore.integrity.verify import VerifyReport
 from eventstore.model.query import EventFilter, Order
-
-with later():
-    from eventstore.app import Store, open_store, verify_tenant
-    from eventstore.cli.event_output import write_events
-    from eventstore.integrity.verify import VerifyReport
-    from eventstore.query.coverage import Coverage
-    from eventstore.query.stats import log_stats
-    from eventstore.settings import load_settings
+from eventstore.query.coverage import Coverage
+from eventstore.query.stats import log_stats
+from eventstore.settings import load_settings
 
 __all__ = ["OrderOption", "TenantArgument", "register", "verify_with_progress"]
 

@@ -19,18 +19,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from eventstore.cli.lazy import later
+from eventstore.archive.targets import Targets
 from eventstore.cli.output import bytes_text, console, errors, plural
+from eventstore.db.migrate import check_schema, current_version, upgrade
 from eventstore.errors import InputError
+from eventstore.governance.signing import SigningKey, VerifyKey
 from eventstore.model.policy import DEFAULT_TARGET
-
-with later():
-    from eventstore.archive.targets import Targets
-    from eventstore.db.migrate import check_schema, current_version, upgrade
-    from eventstore.governance.signing import SigningKey, VerifyKey
-    from eventstore.opening import open_database
-    from eventstore.repair.rebuild import RebuildReport, rebuild
-    from eventstore.settings import load_settings
+from eventstore.opening import open_database
+from eventstore.repair.rebuild import RebuildReport, rebuild
+from eventstore.settings import load_settings
 
 __all__ = ["progress_bar", "register"]
 

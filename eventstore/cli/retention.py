@@ -14,24 +14,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from eventstore.cli.lazy import Commands, later
+from eventstore.app import Store, open_store, tidy_host
 from eventstore.cli.output import bytes_text, console, errors, plural
 from eventstore.cli.policy import ByOption, mirror_change
 from eventstore.clock import SystemClock, parse_time_us, to_iso
 from eventstore.errors import ConfirmationError, EventStoreError
+from eventstore.governance.quality import accept_window
 from eventstore.model.run import RunKind, RunReport, RunStatus
-
-with later():
-    from eventstore.app import Store, open_store, tidy_host
-    from eventstore.governance.quality import accept_window
-    from eventstore.retention.compactor import RunOrder, check_now
-    from eventstore.settings import load_settings
+from eventstore.retention.compactor import RunOrder, check_now
+from eventstore.settings import load_settings
 
 _NICENESS = 19
 
 __all__ = ["app", "register", "run_with_progress", "show_report", "stopping_on_signals"]
 
-app = Commands(
+app = typer.Typer(
     help="Moving windows through their tiers, and destroying what has expired.", no_args_is_help=True
 )
 

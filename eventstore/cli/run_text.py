@@ -10,25 +10,22 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from eventstore.cli.lazy import later
 from eventstore.cli.output import bytes_text, plural
 from eventstore.clock import US_PER_S, parse_time_us
 from eventstore.model import run as model
-
-with later():
-    from eventstore.query.run_longest import seconds
-    from eventstore.query.run_view import (
-        Degraded,
-        Happened,
-        JournalEntry,
-        Listed,
-        LongestWindow,
-        Outcome,
-        Planned,
-        RunSummary,
-        RunView,
-        Unknown,
-    )
+from eventstore.query.run_longest import seconds
+from eventstore.query.run_view import (
+    Degraded,
+    Happened,
+    JournalEntry,
+    Listed,
+    LongestWindow,
+    Outcome,
+    Planned,
+    RunSummary,
+    RunView,
+    Unknown,
+)
 
 __all__ = ["entry_line", "run_page", "runs_table"]
 

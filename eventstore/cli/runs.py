@@ -12,18 +12,15 @@ from typing import Annotated
 import msgspec
 import typer
 
-from eventstore.cli.lazy import Commands, later
 from eventstore.cli.output import console, errors
 from eventstore.cli.run_text import entry_line, run_page, runs_table
+from eventstore.db.engine import Database
+from eventstore.db.migrate import check_schema
 from eventstore.model.run import RunKind, RunStatus
+from eventstore.opening import open_database
 from eventstore.query.run_view import ENTRIES_MAX, LATEST, RUNS_MAX, EntriesPage
-
-with later():
-    from eventstore.db.engine import Database
-    from eventstore.db.migrate import check_schema
-    from eventstore.opening import open_database
-    from eventstore.query.runs import find_run, list_runs, read_entries, read_run
-    from eventstore.settings import load_settings
+from eventstore.query.runs import find_run, list_runs, read_entries, read_run
+from eventstore.settings import load_settings
 
 __all__ = ["app", "register"]
 
@@ -31,7 +28,7 @@ _POLL_S = 0.5
 # How often a follower looks whether anybody is at the run, in polls without news.
 _IDLE_POLLS = 10
 
-app = Commands(help="Runs: what was planned, done, and why it took so long.", no_args_is_help=True)
+app = typer.Typer(help="Runs: what was planned, done, and why it took so long.", no_args_is_help=True)
 
 
 def register(to: typer.Typer) -> None:

@@ -14,15 +14,12 @@ from typing import Annotated
 
 import typer
 
-from eventstore.cli.lazy import later
+from eventstore.access.authenticator import HOW_TO_BEGIN
+from eventstore.app import Store, open_store
 from eventstore.cli.output import errors
 from eventstore.errors import SetupError
-
-with later():
-    from eventstore.access.authenticator import HOW_TO_BEGIN
-    from eventstore.app import Store, open_store
-    from eventstore.governance.keys import administrator_was_made
-    from eventstore.settings import load_settings
+from eventstore.governance.keys import administrator_was_made
+from eventstore.settings import load_settings
 
 __all__ = ["register", "serve_store"]
 

@@ -9,28 +9,24 @@ from contextlib import ExitStack
 from typing import Annotated
 
 import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
 import typer
 from rich.markup import escape
 
+from eventstore.app import Store, open_store
+from eventstore.cli.event_output import write_events
 from eventstore.cli.filters import with_filter
-from eventstore.cli.lazy import later
 from eventstore.cli.output import Format, errors, resolve_format
 from eventstore.cli.reading import FormatOption, TenantArgument
+from eventstore.client import Client, Event, FeedReset
+from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
 from eventstore.errors import EventStoreError, FeedResetError, RetryError
+from eventstore.hot.wake import Wakes
 from eventstore.model.event import VALUE_FIELDS
 from eventstore.model.query import FEED_FILTERS, EventFilter, Order
-
-with later():
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from eventstore.app import Store, open_store
-    from eventstore.cli.event_output import write_events
-    from eventstore.client import Client, Event, FeedReset
-    from eventstore.columns.schema import EVENT_FIELDS, EVENT_SCHEMA
-    from eventstore.hot.wake import Wakes
-    from eventstore.query.feed import FeedReader
-    from eventstore.settings import load_settings
+from eventstore.query.feed import FeedReader
+from eventstore.settings import load_settings
 
 __all__ = ["register"]
 

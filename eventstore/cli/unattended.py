@@ -13,14 +13,11 @@ from typing import Annotated
 
 import typer
 
-from eventstore.cli.lazy import later
+from eventstore.app import open_store, scheduler_of
 from eventstore.cli.logs import log_for_machines
 from eventstore.cli.retention import stopping_on_signals
-
-with later():
-    from eventstore.app import open_store, scheduler_of
-    from eventstore.retention.daemon import work_until_stopped
-    from eventstore.settings import load_settings
+from eventstore.retention.daemon import work_until_stopped
+from eventstore.settings import load_settings
 
 __all__ = ["register"]
 

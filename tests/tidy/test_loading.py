@@ -1,4 +1,4 @@
-"""What is loaded when: help waits for no part of the store, and no command for what few of them need.
+"""What is loaded when: the list of commands waits for no part of the store, and no command for what few need.
 
 Asserted of the modules that are loaded, in a process of its own; how long that takes differs by machine.
 """
@@ -21,27 +21,13 @@ OF_SOME = {
     *("alembic", "authlib", "duckdb", "fastapi", "fsspec", "httpx", "jinja2", "jwt", "mako", "pandas"),
     *("polars", "structlog", "uvicorn"),
 }
-# What no command needs to describe itself.
+# What nobody needs to list the commands.
 OF_THE_STORE = {
     *("cryptography", "numpy", "psycopg", "pyarrow", "pydantic_settings", "sqlalchemy"),
     *("eventstore.app", "eventstore.client", "eventstore.db", "eventstore.settings"),
 }
 
 COMMANDS: dict[str, LaterCommand] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-
-HELP_OF_ALL = """
-from typer.testing import CliRunner
-from eventstore.cli.main import app
-
-def ask(*words):
-    done = CliRunner().invoke(app, [*words, "--help"])
-    assert done.exit_code == 0, done.output
-
-ask()
-for name in {names}:
-    ask(*name)
-"""
-
 
 def loaded(program: str) -> set[str]:
     done = subprocess.run(
@@ -69,15 +55,6 @@ def loaded(program: str) -> set[str]:
 )
 def test_what_is_imported_loads_no_more_than_it_needs(program: str, unwanted: set[str]) -> None:
     assert loaded(program) & unwanted == set()
-
-
-def test_the_help_of_a_command_loads_no_part_of_the_store() -> None:
-    names = [
-        [name, *child]
-        for name, command in COMMANDS.items()
-        for child in ([], *([one] for one in getattr(command.load(), "commands", ())))
-    ]
-    assert loaded(HELP_OF_ALL.format(names=names)) & (OF_SOME | OF_THE_STORE) == set()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
