@@ -29,6 +29,7 @@ OF_THE_STORE = {
 
 COMMANDS: dict[str, LaterCommand] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
+
 def loaded(program: str) -> set[str]:
     done = subprocess.run(
         [sys.executable, "-c", f"{program}\nimport sys; print(); print(*sys.modules)"],
