@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import psycopg
 import sqlalchemy as sa
@@ -21,6 +22,7 @@ __all__ = [
     "busy_when_locked",
     "checkpoint_key",
     "claims_key",
+    "close_unlocked",
     "destruction_key",
     "exports_key",
     "governance_key",
@@ -37,6 +39,16 @@ DROP_LOCK_TIMEOUT_MS = 200
 # The last try waits longer than Postgres' deadlock_timeout (1 s), after which it cancels an autovacuum that
 # is in the way.
 DROP_LAST_LOCK_TIMEOUT_MS = 1500
+
+
+def close_unlocked(conn: psycopg.Connection[Any]) -> None:
+    """Give back all advisory locks of a session of its own, and end it.
+
+    Of a connection that is merely closed the server takes the locks back a moment later, and who comes in
+    between is told that somebody is still at work.
+    """
+    with conn, suppress(psycopg.OperationalError):  # a connection that is lost has no locks any more
+        conn.execute("SELECT pg_advisory_unlock_all()")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from eventstore.archive.targets import Targets
 from eventstore.archive.verify import read_segment
 from eventstore.clock import SystemClock
 from eventstore.db.engine import Database
-from eventstore.db.locks import rebuild_key
+from eventstore.db.locks import close_unlocked, rebuild_key
 from eventstore.errors import (
     ArchiveConflictError,
     ArchiveDamageError,
@@ -159,7 +159,7 @@ class _alone:  # noqa: N801 - used as a function
         pass
 
     def __exit__(self, *rest: object) -> None:
-        self._conn.close()
+        close_unlocked(self._conn)
 
 
 def _trusted(

@@ -22,7 +22,7 @@ from eventstore.archive.verify import digest_segment
 from eventstore.catalog.tenants import get_tenant
 from eventstore.clock import from_us
 from eventstore.db.engine import Database
-from eventstore.db.locks import scrub_key
+from eventstore.db.locks import close_unlocked, scrub_key
 from eventstore.db.tables import segments, windows
 from eventstore.errors import (
     ArchiveDamageError,
@@ -376,7 +376,7 @@ def _only_scrub_of(database: Database, names: Sequence[str]) -> Iterator[list[st
     each other no harm, but they would read everything twice.)"""
     with ExitStack() as stack:
         conn = database.connect_apart()
-        stack.callback(conn.close)
+        stack.callback(close_unlocked, conn)
         mine = []
         for name in names:
             row = conn.execute("SELECT pg_try_advisory_lock(%s)", [scrub_key(name)]).fetchone()

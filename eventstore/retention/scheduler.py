@@ -11,7 +11,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -24,7 +23,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from eventstore.clock import US_PER_S, Clock, from_us, to_us
 from eventstore.db.engine import Database
-from eventstore.db.locks import scheduler_key
+from eventstore.db.locks import close_unlocked, scheduler_key
 from eventstore.db.tables import jobs
 from eventstore.errors import EventStoreError, InputError
 from eventstore.model.schedule import Schedule
@@ -150,8 +149,7 @@ class Scheduler:
 
     def _step_down(self) -> None:
         if self._leading is not None:
-            with suppress(psycopg.Error):
-                self._leading.close()
+            close_unlocked(self._leading)
             self._leading = None
 
     def tick(self, *, wait: bool = False) -> list[str]:
