@@ -158,6 +158,8 @@ def list_leaves(conn: psycopg.Connection[Any], tenant_no: int) -> list[Leaf]:
     ).fetchall()
     leaves = []
     for name, bounds in rows:
+        if bounds is None:
+            continue  # dropped since the statement's snapshot: only its bounds are looked up as they are now
         match = _BOUNDS.fullmatch(bounds)
         if match is None:
             raise CoverageError(

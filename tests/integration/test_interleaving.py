@@ -19,6 +19,7 @@ from eventstore.app import Store, open_store
 from eventstore.clock import FixedClock
 from eventstore.db.engine import Database
 from eventstore.db.locks import DROP_LOCK_TIMEOUT_MS
+from eventstore.db.partitions import Leaf, list_leaves
 from eventstore.errors import BusyError, CoverageError, VersionConflictError
 from eventstore.hot import append as append_module
 from eventstore.hot import log as log_module
@@ -346,3 +347,25 @@ def test_a_plan_sees_partitions_and_catalog_at_one_moment(
         monkeypatch.setattr(planning_module, name, then_append)
     plan = moving.store.compactor.plan(moving.tenant, BASE_US + HOUR_US)
     assert [w.event_count for w in plan.due] == [WINDOW_EVENTS]
+
+
+def test_a_list_of_leaves_passes_over_one_that_is_just_dropped(moving: Moving) -> None:
+    """Its row is in the statement's snapshot, its bounds are looked up as they are now: there are none."""
+    before = list_leaves_of(moving)
+    with moving.store.database.connect_apart() as conn, conn.transaction():
+        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        conn.execute("SELECT count(*) FROM pg_class")  # the snapshot
+        moving.store.compactor.run([moving.tenant], BASE_US + HOUR_US)
+        row = conn.execute(
+            "SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass(%s)",
+            [f"hot.events_{moving.tenant.tenant_no}"],
+        ).fetchone()
+        assert row == (len(before),)
+        found = list_leaves(conn, moving.tenant.tenant_no)
+    assert len(found) == len(before) - 1
+    assert found == list_leaves_of(moving)
+
+
+def list_leaves_of(moving: Moving) -> list[Leaf]:
+    with moving.store.database.connect_apart() as conn:
+        return list_leaves(conn, moving.tenant.tenant_no)
