@@ -13,7 +13,15 @@ from typing import Protocol, cast
 
 from tests.bench.lab import ROOT, Lab
 from tests.bench.measure import Measured, Row
-from tests.bench.report import console, document, kept_commentary, known_figures, machine, show
+from tests.bench.report import (
+    console,
+    document,
+    kept_commentary,
+    known_figures,
+    machine,
+    remeasured,
+    show,
+)
 
 _DOCUMENT = ROOT / "docs" / "benchmarks.md"
 
@@ -45,6 +53,7 @@ def main() -> int:
     """Exit status 1 only if a benchmark could not be carried out; a goal not reached is no failure."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=_BENCHMARKS, default=list(_BENCHMARKS), metavar="NAME")
+    parser.add_argument("--keep", action="store_true", help="with --only: renew those rows of the document")
     parser.add_argument("--quick", action="store_true", help="small sizes, two runs: to try the suite out")
     parser.add_argument("--home", type=Path, help="where to work (20 GB); the system's temporary folder")
     given = parser.parse_args()
@@ -60,8 +69,13 @@ def main() -> int:
         except KeyboardInterrupt:
             console.print("Stopped; what follows is what was done by then.")
     show(results, before)
-    if given.quick or len(results) < sum(len(_load(name).ROWS) for name in _BENCHMARKS):
-        console.print(f"Not kept in {_DOCUMENT.relative_to(ROOT)}: only a full run is.")
+    full = len(results) == sum(len(_load(name).ROWS) for name in _BENCHMARKS)
+    if given.quick or not (full or given.keep):
+        console.print(f"Not kept in {_DOCUMENT.relative_to(ROOT)}: a full run is, or one with --keep.")
+    elif not full:
+        made = remeasured(text, results, description, before=before, names=given.only)
+        _DOCUMENT.write_text(made, encoding="utf-8")
+        console.print(f"Kept in {_DOCUMENT.relative_to(ROOT)}, beside what it has.")
     else:
         made = document(
             results,

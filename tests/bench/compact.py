@@ -16,7 +16,7 @@ from eventstore.app import open_store
 from eventstore.clock import SystemClock
 from eventstore.hot import drop as hot_drop
 from eventstore.model.run import RunStatus
-from eventstore.retention import compactor
+from eventstore.retention import archiving
 from eventstore.settings import load_settings
 
 
@@ -55,8 +55,8 @@ def _main(tenant: str) -> None:
             }
         )
 
-    # Where the compactor looks it up.
-    setattr(compactor, drop_window.__name__, timed_drop)
+    # Where archiving looks it up.
+    setattr(archiving, drop_window.__name__, timed_drop)
     with open_store(load_settings()) as store:
         began = 0.0
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tests.bench.measure import Measured, amount, spread
 
-__all__ = ["console", "document", "kept_commentary", "known_figures", "machine", "show"]
+__all__ = ["console", "document", "kept_commentary", "known_figures", "machine", "remeasured", "show"]
 
 console = Console()
 
@@ -145,11 +145,7 @@ def document(
             [
                 "| what | against | goal | figure | reached | before |",
                 "|---|---|---|---|---|---|",
-                *(
-                    f"| {m.row.what} | {m.row.against} | {m.row.goal} | {_figure(m)} | {_reached(m)} "
-                    f"| {_before(m, before)} |"
-                    for m in results
-                ),
+                *(_line(m, before) for m in results),
             ]
         ),
         "## Machine",
@@ -162,6 +158,59 @@ def document(
         f"{_BEGIN}\n\n{commentary}\n\n{_END}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def remeasured(
+    document_text: str,
+    results: Sequence[Measured],
+    machine_lines: Mapping[str, str],
+    *,
+    before: Mapping[str, float],
+    names: Sequence[str],
+) -> str:
+    """A document made before, with the rows of some benchmarks that were carried out again in place of those;
+    the machine's section says which, when, and of which commit.
+
+    Raises:
+        ValueError: one of the rows is not in it.
+    """
+    text = document_text
+    for one in results:
+        starts = (f"| {one.row.what} | {one.row.against} |", f"- **{one.row.what}**")
+        for start, new in zip(starts, (_line(one, before), _measurement(one)), strict=True):
+            # A measurement's notes are indented below it. Two rows may have one name and different limits.
+            pattern = rf"^{re.escape(start)}.*\n(?:  .*\n)*"
+            found = [m for m in re.finditer(pattern, text, re.MULTILINE) if _is_of(one, m[0])]
+            if len(found) != 1:
+                raise ValueError(f"{start!r} stands {len(found)} times in the document, not once")
+            text = text[: found[0].start()] + new + "\n" + text[found[0].end() :]
+    again = (
+        f"- {', '.join(names)}: measured again at {machine_lines['date']}, commit {machine_lines['commit']}"
+    )
+    head, section, rest = text.partition("\n\n## Measurements")
+    return f"{head}\n{again}{section}{rest}"
+
+
+def _is_of(measured: Measured, found: str) -> bool:
+    """Whether what begins with a row's name in the document is of this row, not of one with another limit."""
+    row, first = measured.row, found.partition("\n")[0]
+    if first.startswith("|") or ": failed: " in first:
+        return first.startswith("|") or f", against {row.against}: failed: " in first
+    return "; " not in first if row.absolute else f"; {row.against}: " in first
+
+
+def _line(measured: Measured, before: Mapping[str, float]) -> str:
+    """A line of the table."""
+    row = measured.row
+    cells = (
+        row.what,
+        row.against,
+        row.goal,
+        _figure(measured),
+        _reached(measured),
+        _before(measured, before),
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def _measurement(measured: Measured) -> str:
