@@ -168,27 +168,27 @@ def remeasured(
     before: Mapping[str, float],
     names: Sequence[str],
 ) -> str:
-    """A document made before, with the rows of some benchmarks that were carried out again in place of those;
-    the machine's section says which, when, and of which commit.
-
-    Raises:
-        ValueError: one of the rows is not in it.
-    """
+    """A document made before, with the rows of some benchmarks that were carried out apart: in place of what
+    it had of them, or behind the others. The machine's section says which, when, and of which commit."""
     text = document_text
     for one in results:
-        starts = (f"| {one.row.what} | {one.row.against} |", f"- **{one.row.what}**")
-        for start, new in zip(starts, (_line(one, before), _measurement(one)), strict=True):
-            # A measurement's notes are indented below it. Two rows may have one name and different limits.
-            pattern = rf"^{re.escape(start)}.*\n(?:  .*\n)*"
-            found = [m for m in re.finditer(pattern, text, re.MULTILINE) if _is_of(one, m[0])]
-            if len(found) != 1:
-                raise ValueError(f"{start!r} stands {len(found)} times in the document, not once")
-            text = text[: found[0].start()] + new + "\n" + text[found[0].end() :]
-    again = (
-        f"- {', '.join(names)}: measured again at {machine_lines['date']}, commit {machine_lines['commit']}"
-    )
+        text = _put(
+            text, one, f"| {one.row.what} | {one.row.against} |", _line(one, before), "\n\n## Machine"
+        )
+        text = _put(text, one, f"- **{one.row.what}**", _measurement(one), "\n\n## Commentary")
     head, section, rest = text.partition("\n\n## Measurements")
-    return f"{head}\n{again}{section}{rest}"
+    apart = f"- {', '.join(names)}: measured apart, {machine_lines['date']}, commit {machine_lines['commit']}"
+    return f"{head}\n{apart}{section}{rest}"
+
+
+def _put(text: str, measured: Measured, start: str, new: str, end: str) -> str:
+    """Put what is new of a row in place of what begins so, or before the end of its section."""
+    # A measurement's notes are indented below it. Two rows may have one name and different limits.
+    pattern = rf"^{re.escape(start)}.*(?:\n  .*)*"
+    for found in re.finditer(pattern, text, re.MULTILINE):
+        if _is_of(measured, found[0]):
+            return text[: found.start()] + new + text[found.end() :]
+    return text.replace(end, f"\n{new}{end}", 1)
 
 
 def _is_of(measured: Measured, found: str) -> bool:

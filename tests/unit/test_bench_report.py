@@ -42,11 +42,14 @@ def test_rows_that_are_measured_again_take_the_place_of_theirs(failed: bool) -> 
     }
     assert [made.count(f"note {number} again") for number in range(4)] == [0, 1, 1, 1]
     assert made.count("failed") == (2 if failed else 0)
-    assert "- parts: measured again at 2026-02-02 00:00 UTC, commit bbbbbbb\n\n## Measurements" in made
+    assert "- parts: measured apart, 2026-02-02 00:00 UTC, commit bbbbbbb\n\n## Measurements" in made
     assert made.endswith(text[text.index("## Commentary") :])
 
 
-def test_a_row_that_the_document_does_not_have_is_refused() -> None:
-    strange = Row("nothing", "of it", "ms")
-    with pytest.raises(ValueError, match="stands 0 times"):
-        remeasured(whole([]), [measured(strange, 1, "")], MACHINE, before={}, names=["strange"])
+def test_rows_that_the_document_does_not_have_come_behind_the_others() -> None:
+    text = whole([measured(ROWS[0], 5, "old")])
+    new = Row("nothing", "of it", "ms")
+    made = remeasured(text, [measured(new, 1, "new")], MACHINE, before={}, names=["strange"])
+    assert known_figures(made) == {"compaction / a copy": 0.5, "nothing / of it": 0.1}
+    assert made.index("old") < made.index("- **nothing**") < made.index("  new\n\n## Commentary")
+    assert made.index("| compaction |") < made.index("| nothing |") < made.index("## Machine")
