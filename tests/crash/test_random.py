@@ -1,6 +1,6 @@
 """kill -9 at random moments, round after round, on one store that goes on living.
 
-TORTURE_ROUNDS is how many rounds (20), TORTURE_SEED repeats a run's choices (moments on the wall clock are
+TORTURE_ROUNDS is how many rounds (12), TORTURE_SEED repeats a run's choices (moments on the wall clock are
 not repeatable; the seed and the round are printed).
 """
 
@@ -18,7 +18,7 @@ MOMENT_S_MAX = 0.3
 
 
 def test_random_kills(world: World) -> None:
-    rounds = int(os.environ.get("TORTURE_ROUNDS", "20"))
+    rounds = int(os.environ.get("TORTURE_ROUNDS", "12"))
     seed = int(os.environ.get("TORTURE_SEED", str(random.SystemRandom().randrange(2**32))))
     print(f"TORTURE_SEED={seed}")
     chosen = random.Random(seed)
