@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.sync_api import Page
+from playwright.sync_api import Page, Route
 
 from tests.browser.chromium import DESKTOP, PHONE, Watched
 from tests.browser.visits import PAGES, address_of, sign_in
@@ -77,6 +77,19 @@ def test_a_page_is_open_to_everybody(person: Callable[..., Watched], world: Worl
     assert watched.page.title().strip()
     assert watched.page.locator("h1").count() == 1
     _look(watched, name)
+
+
+def test_what_a_page_says_while_it_reads_on_is_open_to_everybody(
+    person: Callable[..., Watched], world: World
+) -> None:
+    watched = person()
+    _sign_in_quickly(watched, world)
+    asked: list[Route] = []
+    watched.page.route("**/*life=part*", lambda route: asked.append(route))  # which is never answered
+    watched.page.goto(address_of(world, "entity-then"))
+    watched.page.wait_for_selector("[aria-busy=true].htmx-request")
+    _look(watched, "entity-then, reading on")
+    assert len(asked) == 1
 
 
 def test_the_first_page_is_open_to_everybody(person: Callable[..., Watched], world: World) -> None:
