@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ from eventstore.settings import Settings
 # Set by whoever runs the tests in parallel, and kept for ever by consoles made meanwhile: each test says
 # how wide its terminal is.
 os.environ.pop("COLUMNS", None)
+
+# A shell that runs this beside something else has it ignore SIGINT, and so would every process that a test
+# starts and then interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # 2026-11-21T00:00:00Z in microseconds: the day on which simulated runs take place.
 TODAY_US = 1_795_219_200_000_000
