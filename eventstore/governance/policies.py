@@ -7,7 +7,9 @@ version of the same scope withdraws it: it never comes into force (`model.policy
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import groupby
 
 import sqlalchemy as sa
@@ -22,10 +24,12 @@ from eventstore.governance.holds import lock_destruction
 from eventstore.governance.record import EntryKind, record, required_text, take_lock
 from eventstore.governance.windows import CountedWindow, counted_windows
 from eventstore.model.policy import (
+    Policy,
     PolicyInForce,
     PolicyOverride,
     PolicyVersion,
     policy_in_force,
+    version_in_force,
 )
 from eventstore.model.policy_change import (
     PolicyChange,
@@ -58,23 +62,32 @@ __all__ = [
 # How long a change that destroys sooner waits, unless the deployment says otherwise.
 GRACE_US = 7 * 86_400 * US_PER_S
 
+_VERSIONS = sa.select(
+    policies.c.policy_no,
+    policies.c.tenant_id,
+    sa.cast(policies.c.document, sa.Text).label("document"),
+    policies.c.effective_us,
+    policies.c.created_us,
+    policies.c.actor,
+    policies.c.reason,
+    policies.c.confirmed_events,
+)
+
 
 # --- reading ------------------------------------------------------------------------------------------
 
 
 def policy_versions(conn: sa.Connection, tenant_id: str | None) -> list[PolicyVersion]:
     """Every version of the default (None) or of a tenant's own policy, oldest first."""
-    query = sa.select(policies).where(policies.c.tenant_id.is_not_distinct_from(tenant_id))
+    query = _VERSIONS.where(policies.c.tenant_id.is_not_distinct_from(tenant_id))
     return [_version(row) for row in conn.execute(query.order_by(policies.c.policy_no))]
 
 
 def policy_of(conn: sa.Connection, tenant_id: str, at_us: int) -> PolicyInForce:
     """What is in force for a tenant at a time."""
-    query = (
-        sa.select(policies)
-        .where(sa.or_(policies.c.tenant_id.is_(None), policies.c.tenant_id == tenant_id))
-        .order_by(policies.c.policy_no)
-    )
+    query = _VERSIONS.where(
+        sa.or_(policies.c.tenant_id.is_(None), policies.c.tenant_id == tenant_id)
+    ).order_by(policies.c.policy_no)
     found = [_version(row) for row in conn.execute(query)]
     defaults = standing([v for v in found if v.tenant_id is None])
     return policy_in_force(defaults, standing([v for v in found if v.tenant_id is not None]), at_us)
@@ -89,18 +102,30 @@ def policies_at(conn: sa.Connection, *times_us: int) -> list[dict[str, PolicyInF
     """What is in force for each tenant at each of some times, in two queries."""
     defaults, own = _all_versions(conn)
     names = list(conn.execute(sa.select(tenants.c.tenant_id).order_by(tenants.c.tenant_id)).scalars())
-    found = []
-    for at_us in times_us:
-        shared = policy_in_force(defaults, (), at_us)
-        found.append(
-            {name: policy_in_force(defaults, own[name], at_us) if name in own else shared for name in names}
-        )
+    return [_of_each(names, policy_in_force(defaults, (), at_us), own, at_us) for at_us in times_us]
+
+
+def _of_each(
+    names: Iterable[str], default: PolicyInForce, own: Mapping[str, Sequence[PolicyVersion]], at_us: int
+) -> dict[str, PolicyInForce]:
+    """What is in force for each of many tenants, of whom most say one of a few things, or nothing."""
+    found: dict[str, PolicyInForce] = {}
+    laid_over: dict[int, Policy] = {}  # by the override's identity: equal documents are read as one object
+    for name in names:
+        current = version_in_force(own.get(name, ()), at_us)
+        if current is None:
+            found[name] = default
+            continue
+        policy = laid_over.get(id(current.override))
+        if policy is None:
+            policy = laid_over[id(current.override)] = current.override.over(default.policy)
+        found[name] = PolicyInForce(policy, max(default.policy_no, current.policy_no))
     return found
 
 
 def _all_versions(conn: sa.Connection) -> tuple[list[PolicyVersion], dict[str, list[PolicyVersion]]]:
     """The standing versions of the default, and of each tenant that has one of its own."""
-    found = [_version(row) for row in conn.execute(sa.select(policies).order_by(policies.c.policy_no))]
+    found = [_version(row) for row in conn.execute(_VERSIONS.order_by(policies.c.policy_no))]
     own: dict[str, list[PolicyVersion]] = {}
     for version in found:
         if version.tenant_id is not None:
@@ -109,11 +134,17 @@ def _all_versions(conn: sa.Connection) -> tuple[list[PolicyVersion], dict[str, l
     return defaults, {name: standing(versions) for name, versions in own.items()}
 
 
+@lru_cache(maxsize=4096)
+def _override_of(document: str) -> PolicyOverride:
+    """Equal documents are read once, as one object: thousands of tenants may say the same."""
+    return PolicyOverride.from_json(json.loads(document))
+
+
 def _version(row: sa.Row[tuple[object, ...]]) -> PolicyVersion:
     return PolicyVersion(
         row.policy_no,
         row.tenant_id,
-        PolicyOverride.from_json(row.document),
+        _override_of(row.document),
         row.effective_us,
         row.created_us,
         row.actor,

@@ -7,7 +7,7 @@ deployment's default, and the tenant's own (`PolicyOverride`). Every version of 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ __all__ = [
     "longest_kept",
     "parse_duration_us",
     "policy_in_force",
+    "version_in_force",
 ]
 
 # The name of the target that EVENTSTORE_ARCHIVE_URL gives.
@@ -242,13 +243,18 @@ class PolicyInForce:
     policy_no: int
 
 
+def version_in_force(versions: Iterable[PolicyVersion], at_us: int) -> PolicyVersion | None:
+    """Of one scope's versions the newest whose time has come; None: of none it has."""
+    return max((v for v in versions if v.effective_us <= at_us), key=_by_number, default=None)
+
+
 def policy_in_force(
     defaults: Sequence[PolicyVersion], own: Sequence[PolicyVersion], at_us: int
 ) -> PolicyInForce:
     """What is in force at a time: of each scope, the newest version whose time has come."""
     policy, policy_no = DEFAULT_POLICY, 0
     for versions in (defaults, own):
-        current = max((v for v in versions if v.effective_us <= at_us), key=_by_number, default=None)
+        current = version_in_force(versions, at_us)
         if current is not None:
             policy, policy_no = current.override.over(policy), max(policy_no, current.policy_no)
     return PolicyInForce(policy, policy_no)

@@ -83,6 +83,16 @@ class RunOrder:
     only: frozenset[tuple[str, int]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a run's look at all tenants found: those that are worth a plan at its time. `idle_run`: nothing
+    was to be done, nor left by others, and that run is recorded as having found so."""
+
+    now_us: int
+    worth: Sequence[Tenant]
+    idle_run: uuid.UUID | None = None
+
+
 class Compactor:
     """Plans and works on runs. `stop`, when set, ends them between two steps."""
 
@@ -133,11 +143,11 @@ class Compactor:
         and never the other tenants. Other workers may take part."""
         counter, order = _Counter(progress), order or RunOrder()
         ids = [tenant.tenant_id for tenant in tenants]
-        idle = self._record_idle(tenants, now_us, order)
-        if idle is not None:
-            return report_of(self._database, idle, ids)
+        found = self._look(tenants, now_us, order)
+        if found.idle_run is not None:
+            return report_of(self._database, found.idle_run, ids)
         with self.worker(on_done=counter) as first:
-            run_id = self._begin(tenants, now_us, order, first.holder, counter)
+            run_id = self._begin(tenants, found, order, first.holder, counter)
             with ThreadPoolExecutor(max(1, workers - 1), "worker") as executor:
                 others = [executor.submit(self._work_apart, run_id, ids, counter) for _ in range(workers - 1)]
                 self._work(first, run_id, ids)
@@ -150,53 +160,22 @@ class Compactor:
 
     def start(self, tenants: Sequence[Tenant], now_us: int, *, order: RunOrder) -> uuid.UUID:
         """Plan a run, and leave the work to the workers that there are."""
-        idle = self._record_idle(tenants, now_us, order)
-        if idle is not None:
-            return idle
+        found = self._look(tenants, now_us, order)
+        if found.idle_run is not None:
+            return found.idle_run
         with self.worker() as planner:
-            run_id = self._begin(tenants, now_us, order, planner.holder, _Counter(None))
+            run_id = self._begin(tenants, found, order, planner.holder, _Counter(None))
         finish_runs(self._shop, self.board)
         return run_id
 
-    def _record_idle(self, tenants: Sequence[Tenant], now_us: int, order: RunOrder) -> uuid.UUID | None:
-        """By far the most runs of a schedule find nothing to do: such a one is found and recorded, whole, in
-        one transaction. None: there is something to do, or to finish, here or left by others."""
+    def _look(self, tenants: Sequence[Tenant], now_us: int, order: RunOrder) -> _Found:
+        """The one look at all tenants that a run takes. By far the most runs of a schedule find nothing to
+        do: such a one is recorded, whole, in the same transaction."""
         started, now_us = time.monotonic(), check_now(now_us)
         with self._database.transaction() as conn:
-            if _anything_open(conn):
-                return None
+            # By Postgres' clock, in which events are recorded: this machine's may be ahead of it.
             real_us = to_us(conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one())
             now_us = min(now_us, real_us)
-            found = policies_at(conn, real_us, now_us)
-            bring_units_into_force(conn, found[0])
-            if self.planning.worth_planning_in(conn, tenants, order.kind, now_us, found[1]):
-                return None
-            if order.kind is RunKind.EXPIRY:
-                _unlist(conn, [tenant.tenant_id for tenant in tenants])
-            return Journal.record_whole(
-                conn,
-                kind=order.kind,
-                now_us=now_us,
-                requested_by=order.requested_by,
-                completed=RunCompleted(
-                    status=RunStatus.COMPLETED,
-                    duration_ms=round((time.monotonic() - started) * 1000),
-                    windows=0,
-                    windows_failed=0,
-                    events=0,
-                ),
-            )
-
-    def _begin(
-        self, tenants: Sequence[Tenant], now_us: int, order: RunOrder, holder: int, counter: _Counter
-    ) -> uuid.UUID:
-        real_us = self._database_now_us()
-        now_us = min(check_now(now_us), real_us)
-        journal = Journal.begin(
-            self._database, kind=order.kind, now_us=now_us, requested_by=order.requested_by, holder=holder
-        )
-        self._take_over(journal, tenants, order.kind)
-        with self._database.transaction() as conn:
             # Units by the clock of the appends, whose windows they align.
             policies, at_run = policies_at(conn, real_us, now_us)
             bring_units_into_force(conn, policies)
@@ -204,11 +183,36 @@ class Compactor:
             if order.kind is RunKind.EXPIRY:
                 names = {tenant.tenant_id for tenant in worth}
                 _unlist(conn, [t.tenant_id for t in tenants if t.tenant_id not in names])
+            if worth or _anything_open(conn):
+                return _Found(now_us, worth)
+            completed = RunCompleted(
+                status=RunStatus.COMPLETED,
+                duration_ms=round((time.monotonic() - started) * 1000),
+                windows=0,
+                windows_failed=0,
+                events=0,
+            )
+            idle_run = Journal.record_whole(
+                conn, kind=order.kind, now_us=now_us, requested_by=order.requested_by, completed=completed
+            )
+        return _Found(now_us, worth, idle_run)
+
+    def _begin(
+        self, tenants: Sequence[Tenant], found: _Found, order: RunOrder, holder: int, counter: _Counter
+    ) -> uuid.UUID:
+        journal = Journal.begin(
+            self._database,
+            kind=order.kind,
+            now_us=found.now_us,
+            requested_by=order.requested_by,
+            holder=holder,
+        )
+        self._take_over(journal, tenants, order.kind)
         self._mirror(journal)
-        for tenant in worth:
+        for tenant in found.worth:
             try:
-                plan = self.plan(tenant, now_us, order.kind)
-                self._add(journal, plan, order, now_us, counter)
+                plan = self.plan(tenant, found.now_us, order.kind)
+                self._add(journal, plan, order, found.now_us, counter)
             except EventStoreError as e:
                 journal.record(PlanWarning(message=str(e), failed=True), tenant_id=tenant.tenant_id)
         journal.set_running()
@@ -313,11 +317,6 @@ class Compactor:
 
     def _ending(self, run_id: uuid.UUID, status: RunStatus, words: str) -> RunCompleted:
         return msgspec.structs.replace(summary_of(self._database, run_id), status=status, error=words)
-
-    def _database_now_us(self) -> int:
-        """Postgres' clock, by which events are recorded: this machine's may be ahead of it."""
-        with self._database.transaction() as conn:
-            return to_us(conn.execute(sa.select(sa.func.clock_timestamp())).scalar_one())
 
 
 class _Counter:
