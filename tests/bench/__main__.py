@@ -36,6 +36,7 @@ _BENCHMARKS = {
     "tenants": "tests.bench.many_tenants",
     "retention": "tests.bench.during_retention",
     "fleet": "tests.bench.fleet",
+    "runs": "tests.bench.runs",
     "feed": "tests.bench.feed",
     "rls": "tests.bench.rls",
     "client": "tests.bench.client",

@@ -1,4 +1,4 @@
-"""Compaction of many windows by several workers, appends beside it; and a window's cost with many tenants."""
+"""Compaction of many windows by several workers, appends beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from statistics import median
 
 import numpy as np
@@ -27,7 +26,6 @@ __all__ = ["ROWS", "run"]
 
 _DAY = Window.containing(WindowUnit.DAY, 1_760_000_000_000_000)
 _DAY_US = 86_400_000_000
-_LATER = Window(_DAY.from_us + 9 * _DAY_US, _DAY.to_us + 9 * _DAY_US)
 _TENANTS = 20
 _RATE = 50.0
 _BOUND_S = 120.0
@@ -39,19 +37,11 @@ ROWS = (
     Row("append p99 beside 1 worker", "p99 without", "ms"),
     Row("append p99 beside 2 workers", "p99 without", "ms"),
     Row("append p99 beside 4 workers", "p99 without", "ms"),
-    Row("a run's cost per window with 5,000 tenants", "with 100 tenants", "ms", at_most=1.3),
 )
 
 
 def run(lab: Lab) -> list[Measured]:
-    """200 windows of 20 tenants by 1, 2 and 4 `eventstore worker` processes; and 100 windows among many."""
-    return [*_by_workers(lab), _among_many(lab)]
-
-
-# --- several workers --------------------------------------------------------------------------------
-
-
-def _by_workers(lab: Lab) -> list[Measured]:
+    """200 windows of 20 tenants by 1, 2 and 4 `eventstore worker` processes."""
     windows, rows = lab.size(200, 20), lab.size(4_000, 2_000)
     each = windows // _TENANTS
 
@@ -155,36 +145,3 @@ def _worker(site: Site) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-# --- many tenants -----------------------------------------------------------------------------------
-
-
-def _among_many(lab: Lab) -> Measured:
-    few, many = 100, lab.size(5_000, 500)
-    due, rows = 100, 20
-
-    def build(database: Database, *, tenants: int) -> None:
-        for number in range(tenants):
-            name = f"t-{number}"
-            create_tenant(database, name, Policy(WindowUnit.DAY, 0))
-            # By name, those that are due lie among the others, whose windows are still open.
-            is_due = number < due
-            load_window(database, name, _DAY if is_due else _LATER, rows)
-
-    found: dict[int, list[float]] = {few: [], many: []}
-    for tenants in (few, many):
-        lab.say(f"making {tenants:,} tenants, {due} of them with a window that is due")
-        with lab.site(f"fleet-{tenants}", partial(build, tenants=tenants)) as site, site.store() as store:
-            lab.checkpoint()
-            # Copying a database of so many tables takes minutes: one run, in as many parts as there are runs.
-            every = store.compactor.tenants()
-            for part in range(lab.runs):
-                started = time.perf_counter()
-                report = store.compactor.run(every[part :: lab.runs], _DAY.to_us + 3600 * 10**6)
-                elapsed_ms = (time.perf_counter() - started) * 1000
-                found[tenants].append(elapsed_ms / sum(o.windows for o in report.outcomes))
-                assert report.status is RunStatus.COMPLETED, report.outcomes[:3]
-        lab.forget(f"fleet-{tenants}")
-    notes = [f"{due} windows of {rows} events are due, of as many tenants; planning included."]
-    return Measured(ROWS[5], found[many], found[few], notes)
