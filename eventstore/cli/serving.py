@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
-import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
 from eventstore.access.authenticator import HOW_TO_BEGIN
 from eventstore.app import Store, open_store
+from eventstore.cli.beside import Beside, end_with
 from eventstore.cli.output import errors
 from eventstore.errors import SetupError
 from eventstore.governance.keys import administrator_was_made
 from eventstore.settings import load_settings
 
-__all__ = ["register", "serve_store"]
+__all__ = ["listen", "register", "serve_store"]
 
 _log = logging.getLogger(__name__)
 
-_RESTART_S = 5.0
-_PATIENCE_S = 60.0
 _UNTAKEN_MS = 60_000
 
 
@@ -44,81 +40,54 @@ def serve(
     scheduler: Annotated[
         bool, typer.Option(help="Run the scheduler and a worker beside it, in a process of their own.")
     ] = True,
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes that answer on the port; one uses one CPU core.")
+    ] = 1,
+    listener: Annotated[
+        int | None, typer.Option(hidden=True, help="The listening socket of the first process.")
+    ] = None,
+    with_parent: Annotated[
+        int | None, typer.Option(hidden=True, help="End when this process does, which started us.")
+    ] = None,
 ) -> None:
     """Serve the HTTP API until it is told to stop (SIGINT or SIGTERM)."""
+    if with_parent is not None:
+        end_with(with_parent)
     settings = load_settings()
     with open_store(settings) as store, ExitStack() as stack:
+        if listener is not None:
+            # One of several: what there is to say, the first has said.
+            serve_store(store, stack.enter_context(socket.socket(fileno=listener)), access_log=access_log)
+            return
         if not store.database.app_login:
             _log.warning(
                 "the application has no database login of its own (EVENTSTORE_APP_DATABASE_URL): SQL that "
                 "was smuggled in could undo row-level security; see docs/howto/database-roles.md"
             )
-        if scheduler:
-            stack.enter_context(_scheduler_beside())
-        serve_store(
-            store, host or settings.host, settings.port if port is None else port, access_log=access_log
+        sock = stack.enter_context(
+            listen(store, host or settings.host, settings.port if port is None else port)
         )
+        beside = [Beside("the scheduler", "scheduler")] if scheduler else []
+        more = ["serve", "--listener", str(sock.fileno()), *(["--access-log"] if access_log else [])]
+        beside += [
+            Beside(f"serving process {n}", *more, pass_fds=[sock.fileno()]) for n in range(2, processes + 1)
+        ]
+        for process in beside:
+            stack.enter_context(process)
+
+        def on_end() -> None:
+            for process in beside:
+                process.tell_to_end()
+
+        serve_store(store, sock, access_log=access_log, on_end=on_end)
 
 
-@contextmanager
-def _scheduler_beside() -> Iterator[None]:
-    """The scheduler as a process of its own: what it does must not hold up requests here. If it ends by
-    itself, it is started again after a pause."""
-    beside = _Beside()
-    thread = threading.Thread(target=beside.run, name="scheduler", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        beside.stop()
-        thread.join()
-
-
-class _Beside:
-    """Keeps the scheduler's process going."""
-
-    def __init__(self) -> None:
-        self._over = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
-
-    def run(self) -> None:
-        argv = [sys.executable, "-m", "eventstore.cli.main", "scheduler", "--with-parent", str(os.getpid())]
-        while True:
-            with self._lock:
-                if self._over.is_set():
-                    return
-                self._process = subprocess.Popen(argv)
-            status = self._process.wait()
-            if self._over.is_set():
-                return
-            _log.warning("the scheduler ended with status %d; it is started again", status)
-            self._over.wait(_RESTART_S)
-
-    def stop(self) -> None:
-        with self._lock:
-            self._over.set()
-        if self._process is None or self._process.poll() is not None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            # In the middle of a long step; whoever comes next finds everything as it must be.
-            self._process.kill()
-
-
-def serve_store(store: Store, host: str, port: int, *, access_log: bool = False) -> None:
-    """Serve the API on an open store until a signal ends it.
+def listen(store: Store, host: str, port: int) -> socket.socket:
+    """The socket that is served; where that is, and how to begin, is told.
 
     Raises:
         SetupError: the address is taken or not ours.
     """
-    # Only this command needs them, and they take a while to load.
-    import uvicorn
-
-    from eventstore.console.server import create_web
-
     try:
         listener = socket.create_server((host, port), backlog=2048)
     except OSError as e:
@@ -128,31 +97,49 @@ def serve_store(store: Store, host: str, port: int, *, access_log: bool = False)
     if sys.platform == "linux":
         # What a connection has not taken in for so long is thrown away with it, once we have closed it too.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNTAKEN_MS)
-    with listener:
-        base = f"http://{host}:{listener.getsockname()[1]}"
-        typer.echo(f"Serving {base}/v1 (described at {base}/openapi.json), and for people {base}/console.")
-        typer.echo("Ctrl-C stops it.")
-        _tell_how_to_begin(store)
-        application = create_web(store)
+    base = f"http://{host}:{listener.getsockname()[1]}"
+    typer.echo(f"Serving {base}/v1 (described at {base}/openapi.json), and for people {base}/console.")
+    typer.echo("Ctrl-C stops it.")
+    _tell_how_to_begin(store)
+    return listener
 
-        class Server(uvicorn.Server):
-            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-                # Before connections are waited for: feeds have no end of their own.
-                application.state.feeds.end()
-                await super().shutdown(sockets)
 
-        config = uvicorn.Config(
-            application,
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            # Who connected, whatever a header says: until there is an administrator it decides.
-            proxy_headers=False,
-            access_log=access_log,
-            log_level="info" if access_log else "warning",
-            timeout_graceful_shutdown=30,
-        )
-        Server(config).run(sockets=[listener])
+def serve_store(
+    store: Store,
+    listener: socket.socket,
+    *,
+    access_log: bool = False,
+    on_end: Callable[[], None] | None = None,
+) -> None:
+    """Serve the API on an open store until a signal ends it; `on_end` is called when that has come, before
+    requests under way are waited for."""
+    # Only this command needs them, and they take a while to load.
+    import uvicorn
+
+    from eventstore.console.server import create_web
+
+    application = create_web(store)
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if on_end is not None:
+                on_end()
+            # Before connections are waited for: feeds have no end of their own.
+            application.state.feeds.end()
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        application,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        # Who connected, whatever a header says: until there is an administrator it decides.
+        proxy_headers=False,
+        access_log=access_log,
+        log_level="info" if access_log else "warning",
+        timeout_graceful_shutdown=30,
+    )
+    Server(config).run(sockets=[listener])
 
 
 def _tell_how_to_begin(store: Store) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,6 +11,7 @@ from typing import Annotated
 import typer
 
 from eventstore.app import open_store, scheduler_of
+from eventstore.cli.beside import end_with
 from eventstore.cli.logs import log_for_machines
 from eventstore.cli.retention import stopping_on_signals
 from eventstore.retention.daemon import work_until_stopped
@@ -22,7 +20,6 @@ from eventstore.settings import load_settings
 __all__ = ["register"]
 
 _NICENESS = 19
-_PR_SET_PDEATHSIG = 1
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +41,7 @@ def scheduler(
     Of any number of schedulers one leads; another takes over within seconds. SIGTERM stops it between steps.
     """
     if with_parent is not None:
-        _end_with(with_parent)
+        end_with(with_parent)
     log_for_machines()
     os.nice(_NICENESS)
     with open_store(load_settings()) as store, stopping_on_signals(store), ExitStack() as stack:
@@ -70,12 +67,3 @@ def _start(stack: ExitStack, work: Callable[[], None]) -> None:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     stack.callback(thread.join)
-
-
-def _end_with(parent: int) -> None:
-    """Be told to stop when the process that started this one ends, however it does."""
-    if sys.platform == "linux":
-        # Ordered of the kernel first, and looked at after: it may have ended in between.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        raise typer.Exit

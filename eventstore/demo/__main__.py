@@ -23,7 +23,7 @@ from eventstore.cli.main import run_reporting_errors
 from eventstore.cli.output import Format, bytes_text, console
 from eventstore.cli.reading import verify_with_progress
 from eventstore.cli.retention import run_with_progress, show_report
-from eventstore.cli.serving import serve_store
+from eventstore.cli.serving import listen, serve_store
 from eventstore.clock import US_PER_S, SystemClock
 from eventstore.demo.histories import GENERATED, write_generated, write_git_history
 from eventstore.errors import SetupError, TenantExistsError
@@ -69,7 +69,8 @@ def main() -> None:
             console.print(
                 f"\nTry: curl 'http://{settings.host}:{settings.port}/v1/tenants/{tenants[0]}/recent?limit=2'"
             )
-            serve_store(store, settings.host, settings.port)
+            with listen(store, settings.host, settings.port) as listener:
+                serve_store(store, listener)
 
 
 def _data_files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -38,6 +38,8 @@ ROWS = (
     Row("the same, 1 consumer, appended in another process, p99", "–", "ms", absolute=True),
     Row("append p50 with 50 consumers following", "without", "ms"),
     Row("append p99 with 50 consumers following", "without", "ms"),
+    Row("append p50 with 50 consumers following, 2 serving processes", "without", "ms"),
+    Row("append p99 with 50 consumers following, 2 serving processes", "without", "ms"),
 )
 
 
@@ -125,22 +127,31 @@ def _appends(lab: Lab) -> list[Measured]:
     bodies = write_bodies(
         lab.exchange / "followed", json_bodies(pending_events(np.random.default_rng(5), count), 1)
     )
-    followed: list[list[float]] = []
-    alone: list[list[float]] = []
-    with lab.site() as site, lab.api(site) as (port, _):
+    followed: tuple[list[list[float]], ...] = ([], [])
+    alone: tuple[list[list[float]], ...] = ([], [])
+    with lab.site() as site, lab.api(site) as (one, _), lab.api(site, processes=2) as (two, _):
         _tenants(site, "a", "b")
-        plan = Plan(port, ["/v1/tenants/a/events", "/v1/tenants/b/events"], bodies, count, 8, rate=200.0)
-        generate(plan)
+        paths = ["/v1/tenants/a/events", "/v1/tenants/b/events"]
+        plans = [Plan(port, paths, bodies, count, 8, rate=200.0) for port in (one, two)]
+        for plan in plans:
+            generate(plan)
         for _ in lab.rounds():
-            alone.append(generate(plan).latencies_ms)
-            with following(FeedPlan(port, "a", 0, 50, 2**60)):
-                followed.append(generate(plan).latencies_ms)
+            for which, plan in enumerate(plans):
+                alone[which].append(generate(plan).latencies_ms)
+                with following(FeedPlan(plan.port, "a", 0, 50, 2**60)):
+                    followed[which].append(generate(plan).latencies_ms)
 
     def percentiles(found: list[list[float]], at: int) -> list[float]:
         return [float(np.percentile(latencies_ms, at)) for latencies_ms in found]
 
     note = "200 requests/s of one event over two tenants, one of which is followed; open loop."
     return [
-        Measured(ROWS[10], percentiles(followed, 50), percentiles(alone, 50), [note]),
-        Measured(ROWS[11], percentiles(followed, 99), percentiles(alone, 99)),
+        Measured(
+            ROWS[10 + 2 * which + (at == 99)],
+            percentiles(followed[which], at),
+            percentiles(alone[which], at),
+            [note] if which == 0 and at == 50 else [],
+        )
+        for which in (0, 1)
+        for at in (50, 99)
     ]

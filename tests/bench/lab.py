@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import psutil
 import psycopg
 from psycopg import sql
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -245,7 +247,25 @@ class Lab:
             process.stdout.close()
 
     @contextmanager
-    def api(self, site: Site) -> Iterator[tuple[int, int]]:
-        """`eventstore serve` on a site: its port and process id."""
-        with self.serving(site.command("serve", "--port", "0", "--no-scheduler"), site.environment) as found:
+    def api(self, site: Site, *, processes: int = 1) -> Iterator[tuple[int, int]]:
+        """`eventstore serve` on a site, by so many processes: its port and the first one's id."""
+        command = site.command("serve", "--port", "0", "--no-scheduler", "--processes", str(processes))
+        with self.serving(command, site.environment) as found:
+            _await_answers(*found, processes)
             yield found
+
+
+def _await_answers(port: int, pid: int, processes: int) -> None:
+    """Until each of the processes on a port has taken a connection."""
+    taken: set[int] = set()
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while len(taken) < processes:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"of {processes} processes {len(taken)} answer")
+        with socket.create_connection(("127.0.0.1", port)) as conn:
+            conn.sendall(b"GET /healthz HTTP/1.1\r\nhost: bench\r\n\r\n")
+            conn.recv(4096)
+            ours = conn.getsockname()
+            for process in (psutil.Process(pid), *psutil.Process(pid).children()):
+                if any(found.raddr == ours for found in process.net_connections("tcp")):
+                    taken.add(process.pid)

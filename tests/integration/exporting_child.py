@@ -15,7 +15,7 @@ from typing import Any
 
 from eventstore.api import export_worker
 from eventstore.app import open_store
-from eventstore.cli.serving import serve_store
+from eventstore.cli.serving import listen, serve_store
 from eventstore.query.export import Export, export_events
 from eventstore.settings import Settings
 
@@ -38,8 +38,8 @@ def main() -> None:
     url, home, archive = sys.argv[1:]
     settings = Settings(database_url=url, home=Path(home), archive_url=archive, lease="1s")
     export_worker.export_events = stuck  # type: ignore[attr-defined]
-    with open_store(settings) as store:
-        serve_store(store, "127.0.0.1", 0)
+    with open_store(settings) as store, listen(store, "127.0.0.1", 0) as listener:
+        serve_store(store, listener)
 
 
 if __name__ == "__main__":

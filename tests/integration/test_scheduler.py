@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +28,7 @@ from eventstore.retention.daemon import precreate
 from eventstore.retention.scheduler import Job, Scheduler, next_fire_us, trigger_of
 from eventstore.settings import Settings
 from eventstore.testing.invariants import check_store
+from tests.integration.commands import has_ended, serving, started
 from tests.unit.helpers import (
     DAY_US,
     HOUR_US,
@@ -212,31 +210,6 @@ def test_a_leader_that_sleeps_is_replaced(
         assert sleeper.lead()
 
 
-_PROGRAM = """
-import sys
-from eventstore.cli.main import main
-from eventstore.retention import scheduler
-scheduler._STALE_S = 2.0
-sys.argv = ["eventstore", *sys.argv[1:]]
-main()
-"""
-
-
-def start(settings: Settings, name: str, *arguments: str, out: Path) -> subprocess.Popen[bytes]:
-    """A command in a process of its own."""
-    environment = {
-        **os.environ,
-        "PGAPPNAME": name,
-        "EVENTSTORE_DATABASE_URL": str(settings.database_url),
-        "EVENTSTORE_HOME": str(settings.home),
-        "EVENTSTORE_ARCHIVE_URL": settings.resolved_archive_url,
-    }
-    with out.open("ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, *arguments], env=environment, stdout=file, stderr=file
-        )
-
-
 def leader(url: str | None) -> str | None:
     """The name of the process that leads."""
     rows = execute(
@@ -254,24 +227,24 @@ def leader(url: str | None) -> str | None:
 def test_one_leads_and_another_takes_over(settings: Settings, tmp_path: Path) -> None:
     """First the leader is stopped (SIGSTOP) and then its successor killed, so that it leads again."""
     url = settings.database_url
-    processes = {n: start(settings, n, "scheduler", "--workers", "0", out=tmp_path / "log") for n in "ab"}
+    processes = {n: started(settings, n, "scheduler", "--workers", "0", out=tmp_path / "log") for n in "ab"}
     try:
         first = until(lambda: leader(url), "one leads")
         until(lambda: _is_connected(url, *(set("ab") - {first})), "the other one is there")
         (second,) = set("ab") - {first}
 
-        started = time.monotonic()
+        began_s = time.monotonic()
         processes[first].send_signal(signal.SIGSTOP)
         until(lambda: leader(url) == second, "the other one leads")
-        print(f"a leader that sleeps was replaced after {time.monotonic() - started:.1f} s (stale: 2 s)")
+        print(f"a leader that sleeps was replaced after {time.monotonic() - began_s:.1f} s (stale: 2 s)")
         processes[first].send_signal(signal.SIGCONT)
 
         until(lambda: _is_connected(url, first), "the former one is awake")
         assert leader(url) == second
-        started = time.monotonic()
+        began_s = time.monotonic()
         processes[second].kill()
         until(lambda: leader(url) == first, "the former one leads again")
-        took_s = time.monotonic() - started
+        took_s = time.monotonic() - began_s
         print(f"a killed leader was replaced after {took_s:.2f} s")
         assert took_s < 5
         processes[first].terminate()
@@ -295,24 +268,6 @@ def _is_connected(url: str | None, name: str) -> bool:
 # --- beside `serve` -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def _serving(settings: Settings, tmp_path: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = start(settings, "serve", "serve", "--port", "0", *more, out=tmp_path / "log")
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _has_ended(process: psutil.Process) -> bool:
-    """Gone, or only waiting for somebody to ask how it ended: its parent is gone."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
 def _says(tmp_path: Path, words: str) -> None:
     until(lambda: words in (tmp_path / "log").read_text(), f"it says {words!r}")
 
@@ -321,31 +276,31 @@ def _says(tmp_path: Path, words: str) -> None:
 def test_serve_starts_the_scheduler_and_takes_it_along(
     settings: Settings, tmp_path: Path, how: signal.Signals
 ) -> None:
-    with _serving(settings, tmp_path) as serving:
+    with serving(settings, tmp_path / "log") as process:
         until(lambda: leader(settings.database_url), "the scheduler leads")
-        (scheduler,) = psutil.Process(serving.pid).children()
+        (scheduler,) = psutil.Process(process.pid).children()
         assert "scheduler" in scheduler.cmdline()
         _says(tmp_path, "Serving http")
-        serving.send_signal(how)
-        assert serving.wait(60) in (0, -how), (tmp_path / "log").read_text()
-        until(lambda: _has_ended(scheduler), "the scheduler has ended with it")
+        process.send_signal(how)
+        assert process.wait(60) in (0, -how), (tmp_path / "log").read_text()
+        until(lambda: has_ended(scheduler), "the scheduler has ended with it")
         assert leader(settings.database_url) is None
 
 
 def test_serve_killed_while_the_scheduler_starts(settings: Settings, tmp_path: Path) -> None:
     """Before it could ask the kernel to be told."""
-    with _serving(settings, tmp_path) as serving:
-        (scheduler,) = until(psutil.Process(serving.pid).children, "the scheduler's process is there")
-        serving.kill()
-        serving.wait()
-        until(lambda: _has_ended(scheduler), "the scheduler has ended too")
+    with serving(settings, tmp_path / "log") as process:
+        (scheduler,) = until(psutil.Process(process.pid).children, "the scheduler's process is there")
+        process.kill()
+        process.wait()
+        until(lambda: has_ended(scheduler), "the scheduler has ended too")
         assert leader(settings.database_url) is None
 
 
 def test_serve_without_a_scheduler(settings: Settings, tmp_path: Path) -> None:
-    with _serving(settings, tmp_path, "--no-scheduler") as serving:
+    with serving(settings, tmp_path / "log", "--no-scheduler") as process:
         _says(tmp_path, "Serving http")
-        assert psutil.Process(serving.pid).children() == []
+        assert psutil.Process(process.pid).children() == []
         assert leader(settings.database_url) is None
 
 
