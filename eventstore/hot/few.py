@@ -8,11 +8,12 @@ sent together with the head's update and the COMMIT. What is stored is the same,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from eventstore.clock import to_iso, to_us
 from eventstore.columns.schema import EVENT_FIELDS
 from eventstore.db.partitions import SCHEMA
-from eventstore.model.event import Event, NewEvent, canonical_bytes, chain_hash, uuid7
+from eventstore.model.event import TEXT_FIELDS, Event, NewEvent, canonical_bytes, chain_hash, uuid7
 from eventstore.model.tenant import Head
 
 __all__ = ["FEW_BYTES_MAX", "FEW_MAX", "insert_statement", "stamp_few"]
@@ -22,6 +23,7 @@ FEW_MAX = 48
 FEW_BYTES_MAX = 256 * 2**10
 
 _COLUMNS = ", ".join(("tenant_id", *EVENT_FIELDS))
+_texts = attrgetter(*TEXT_FIELDS)
 
 
 def stamp_few(events: Sequence[NewEvent], head: Head, recorded_us: int) -> list[Event]:
@@ -56,18 +58,15 @@ def insert_statement(tenant_id: str, leaf: str, events: Sequence[Event]) -> str:
     The tenant is a checked slug and the leaf a name that the store made; texts are quoted here, for a
     session in which a backslash is only a backslash (`standard_conforming_strings`, set by `db.engine`).
     """
-    rows = ", ".join(_row(tenant_id, event) for event in events)
+    recorded = to_iso(events[0].recorded_at_us)
+    rows = ", ".join([_row(tenant_id, event, recorded) for event in events])
     return f'INSERT INTO {SCHEMA}."{leaf}" ({_COLUMNS}) VALUES {rows}'
 
 
-def _row(tenant_id: str, e: Event) -> str:
+def _row(tenant_id: str, e: Event, recorded: str) -> str:
+    occurred = recorded if e.occurred_at_us == e.recorded_at_us else to_iso(e.occurred_at_us)
+    texts = ["NULL" if text is None else "'" + text.replace("'", "''") + "'" for text in _texts(e)]
     return (
-        f"('{tenant_id}', {e.seq}, '{e.event_id.hex()}', '{to_iso(e.recorded_at_us)}', "
-        f"'{to_iso(e.occurred_at_us)}', {_text(e.entity_type)}, {_text(e.entity_id)}, {_text(e.action)}, "
-        f"{_text(e.field)}, {_text(e.old_value)}, {_text(e.new_value)}, {_text(e.actor)}, "
-        f"{_text(e.source)}, {_text(e.workspace_id)}, {_text(e.metadata)}, '\\x{e.hash.hex()}')"
+        f"('{tenant_id}', {e.seq}, '{e.event_id.hex()}', '{recorded}', '{occurred}', "
+        f"{', '.join(texts)}, '\\x{e.hash.hex()}')"
     )
-
-
-def _text(value: str | None) -> str:
-    return "NULL" if value is None else "'" + value.replace("'", "''") + "'"

@@ -127,15 +127,24 @@ class GroupCommitter:
                     if not self._waiting:
                         return
                 continue
-            self._commit(tenant_id, self._take(tenant_id))
-            with self._lock:
-                del self._committing[tenant_id]
-                if self._waiting[tenant_id]:
-                    self._ready.put(tenant_id)
-                    continue
-                del self._waiting[tenant_id]
-                if self._closed and not self._waiting:
-                    self._stop_workers()
+            while self._commit_group(tenant_id):
+                pass
+
+    def _commit_group(self, tenant_id: str) -> bool:
+        """Commit what waits of a tenant. Whether this thread goes on with it: more has come meanwhile, and
+        no other tenant waits for a thread. Another thread would have to be woken first."""
+        self._commit(tenant_id, self._take(tenant_id))
+        with self._lock:
+            del self._committing[tenant_id]
+            if self._waiting[tenant_id]:
+                if self._ready.empty():
+                    return True
+                self._ready.put(tenant_id)
+                return False
+            del self._waiting[tenant_id]
+            if self._closed and not self._waiting:
+                self._stop_workers()
+            return False
 
     def _stop_workers(self) -> None:
         for _ in self._threads:

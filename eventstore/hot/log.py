@@ -18,6 +18,7 @@ from psycopg import sql
 from eventstore.clock import from_us, to_iso, to_us
 from eventstore.columns.canonical import fixed_bytes
 from eventstore.db.partitions import SCHEMA, admit_own_leaf, create_leaf
+from eventstore.db.statements import run_together
 from eventstore.errors import BusyError, CoverageError, InputError, TenantClosedError, TenantNotFoundError
 from eventstore.hot.batch import stamp
 from eventstore.hot.copy_frame import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, copy_rows
@@ -186,7 +187,7 @@ class LogTransaction:
 
     def _commit(self) -> None:
         update = _COMMIT.format(tenant_id=self.tenant_id, head=self.head, last_hash=self.head.last_hash.hex())
-        self.conn.execute(self._insert + update)
+        run_together(self.conn, self._insert + update)
         # Only now, committed, may the leaf be relied on by others.
         if self._made is not None:
             self._leaves[self.tenant_id] = self._made
@@ -210,20 +211,18 @@ def log_transaction(
     """
     check_tenant_id(tenant_id)
     try:
-        cursor = conn.execute(_LOCK.format(tenant_id=tenant_id, scope=scope))
-        while cursor.nextset():
-            pass
-        row = cursor.fetchone()
-        if row is None:
+        found = run_together(conn, _LOCK.format(tenant_id=tenant_id, scope=scope))
+        if not found.ntuples:
             raise TenantNotFoundError(tenant_id)
-        if row[7]:
+        row = [(found.get_value(0, column) or b"").decode() for column in range(8)]
+        if row[7] == "t":
             raise TenantClosedError(
                 f"the log of {tenant_id!r} is closed",
                 hint="the tenant was offboarded; it takes no more events",
             )
-        head = Head(row[2], bytes(row[3]), row[4], row[5])
-        unit = WindowUnit(row[1])
-        log = LogTransaction(conn, tenant_id, row[0], unit, head, row[6], leaves, owner=not scope)
+        head = Head(int(row[2]), bytes.fromhex(row[3][2:]), int(row[4]), int(row[5]))
+        unit, database_us = WindowUnit(row[1]), int(row[6])
+        log = LogTransaction(conn, tenant_id, int(row[0]), unit, head, database_us, leaves, owner=not scope)
         yield log
         # Dying before this line leaves nothing of the append; after it, all of it.
         log._commit()

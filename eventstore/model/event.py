@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Annotated
 
 import msgspec
@@ -38,6 +40,7 @@ __all__ = [
 
 CANONICAL_VERSION = 1
 _CHAIN_TAG = b"eventstore/chain/v1"
+_FIXED = struct.Struct("<QQ16sqq")  # version, seq, event_id, recorded_at, occurred_at
 _NULL = b"\xff" * 8  # the length 2^64-1 alone
 
 WHOLE_ENTITY = "*"  # the `field` of an event about the whole entity
@@ -67,6 +70,7 @@ TEXT_FIELDS = (
     "workspace_id",
     "metadata",
 )
+_texts = attrgetter(*TEXT_FIELDS)
 
 
 def _text(name: str) -> msgspec.Meta:
@@ -125,14 +129,9 @@ class Event:
 def canonical_bytes(event: Event) -> bytes:
     """The bytes that are hashed: format version, then every stored field but the hash, in order."""
     parts = [
-        CANONICAL_VERSION.to_bytes(8, "little"),
-        event.seq.to_bytes(8, "little"),
-        event.event_id,
-        event.recorded_at_us.to_bytes(8, "little", signed=True),
-        event.occurred_at_us.to_bytes(8, "little", signed=True),
+        _FIXED.pack(CANONICAL_VERSION, event.seq, event.event_id, event.recorded_at_us, event.occurred_at_us)
     ]
-    for name in TEXT_FIELDS:
-        value: str | None = getattr(event, name)
+    for value in _texts(event):
         if value is None:
             parts.append(_NULL)
         else:
