@@ -96,6 +96,20 @@ def test_a_tenant_has_one_commit_at_a_time_and_many_tenants_go_at_once(
     answers(futures)
 
 
+def test_a_tenant_with_more_gives_way_to_one_that_waits(appender: HeldAppender) -> None:
+    committer = GroupCommitter(appender, workers=1)
+    try:
+        futures = [committer.submit("a", request())]
+        appender.wait_for_call()
+        futures += [committer.submit("a", request()), committer.submit("b", request())]
+        for _ in range(3):
+            appender.go.release()
+        answers(futures)
+        assert [tenant for tenant, _ in appender.calls] == ["a", "b", "a"]
+    finally:
+        committer.close()
+
+
 def test_a_group_is_bounded_by_its_events(appender: HeldAppender, committer: GroupCommitter) -> None:
     first = committer.submit("a", request())
     appender.wait_for_call()
