@@ -8,6 +8,7 @@ version of the same scope withdraws it: it never comes into force (`model.policy
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -102,7 +103,12 @@ def policies_at(conn: sa.Connection, *times_us: int) -> list[dict[str, PolicyInF
     """What is in force for each tenant at each of some times, in two queries."""
     defaults, own = _all_versions(conn)
     names = list(conn.execute(sa.select(tenants.c.tenant_id).order_by(tenants.c.tenant_id)).scalars())
-    return [_of_each(names, policy_in_force(defaults, (), at_us), own, at_us) for at_us in times_us]
+    changes_us = sorted(v.effective_us for versions in (defaults, *own.values()) for v in versions)
+    found: dict[int, dict[str, PolicyInForce]] = {}  # by how many versions had come into force
+    for at_us in times_us:
+        if (count := bisect_right(changes_us, at_us)) not in found:
+            found[count] = _of_each(names, policy_in_force(defaults, (), at_us), own, at_us)
+    return [found[bisect_right(changes_us, at_us)] for at_us in times_us]
 
 
 def _of_each(
@@ -394,10 +400,10 @@ def bring_units_into_force(conn: sa.Connection, in_force: Mapping[str, PolicyInF
     look at nothing else. The tenants for which that is another unit than before."""
     units = {name: found.policy.unit.value for name, found in in_force.items()}
     differing: dict[str, list[str]] = {}
-    for row in conn.execute(sa.select(tenants.c.tenant_id, tenants.c.window_unit)):
-        wanted = units.get(row.tenant_id, row.window_unit)
-        if wanted != row.window_unit:
-            differing.setdefault(wanted, []).append(row.tenant_id)
+    for name, unit in conn.execute(sa.select(tenants.c.tenant_id, tenants.c.window_unit)):
+        wanted = units.get(name, unit)
+        if wanted != unit:
+            differing.setdefault(wanted, []).append(name)
     for unit, names in differing.items():
         conn.execute(
             sa.update(tenants)

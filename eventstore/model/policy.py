@@ -245,7 +245,11 @@ class PolicyInForce:
 
 def version_in_force(versions: Iterable[PolicyVersion], at_us: int) -> PolicyVersion | None:
     """Of one scope's versions the newest whose time has come; None: of none it has."""
-    return max((v for v in versions if v.effective_us <= at_us), key=_by_number, default=None)
+    found = None
+    for version in versions:
+        if version.effective_us <= at_us and (found is None or version.policy_no > found.policy_no):
+            found = version
+    return found
 
 
 def policy_in_force(
@@ -263,10 +267,6 @@ def policy_in_force(
 def longest_kept(*found: PolicyInForce) -> PolicyInForce:
     """Of several policies the one that destroys last; of equal ones the first."""
     return max(found, key=lambda p: float("inf") if p.policy.lifetime_us is None else p.policy.lifetime_us)
-
-
-def _by_number(version: PolicyVersion) -> int:
-    return version.policy_no
 
 
 DEFAULT_POLICY = Policy(WindowUnit.MONTH, 90 * 86400 * US_PER_S)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from eventstore.archive.targets import Targets
 from eventstore.catalog.tenants import get_tenant, list_tenants
 from eventstore.catalog.windows import list_entity_filters, list_segments, list_windows, read_watermark
-from eventstore.clock import to_us
+from eventstore.clock import from_us, to_us
 from eventstore.db.engine import Database
 from eventstore.db.partitions import list_leaves
 from eventstore.db.tables import heads, quarantine, removals, windows
@@ -60,6 +60,8 @@ class Planning:
             sa.func.min(windows.c.window_to).label("window_to"),
         ).where(windows.c.state != WindowState.EXPIRED.value)
         oldest = oldest.group_by(windows.c.tenant_id, windows.c.target, sa.text("hot"))
+        # Whatever a policy says, a window that has not ended is not due.
+        oldest = oldest.having(sa.func.min(windows.c.window_to) <= from_us(now_us))
         pending = sa.select(removals.c.tenant_id).where(removals.c.removed_at.is_(None)).distinct()
         found = set(conn.execute(pending).scalars())
         if kind is RunKind.EXPIRY:

@@ -73,6 +73,7 @@ from eventstore.governance.holds import (
 from eventstore.governance.policies import (
     apply_change,
     bring_units_into_force,
+    policies_at,
     policies_of_all,
     policy_of,
     policy_versions,
@@ -168,7 +169,9 @@ def change(
 def in_force(database: Database, tenant_id: str = "acme", at_us: int = NOW_US) -> tuple[int, Policy]:
     with database.transaction() as conn:
         found = policy_of(conn, tenant_id, at_us)
-        assert policies_of_all(conn, at_us)[tenant_id] == found
+        times = (at_us, at_us - GRACE_US, at_us + GRACE_US, at_us)
+        each = [policy_of(conn, tenant_id, time_us) for time_us in times]
+        assert [policies[tenant_id] for policies in policies_at(conn, *times)] == each
     return found.policy_no, found.policy
 
 
