@@ -24,7 +24,7 @@ demo: install
 	@$(BIN)/python -m eventstore.demo
 
 test: install
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations=25
 
 lint: install
 	$(BIN)/ruff check .
