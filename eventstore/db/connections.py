@@ -7,7 +7,6 @@ seen to take minutes (docs/design/0005-custom-plans.md).
 from __future__ import annotations
 
 import logging
-import queue
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,11 @@ import sqlalchemy as sa
 from psycopg_pool import ConnectionPool, PoolTimeout
 from sqlalchemy.engine import make_url
 
+from eventstore.db.arrow_connections import ArrowConnections
 from eventstore.errors import BusyError, SetupError
 
 if TYPE_CHECKING:
-    import adbc_driver_postgresql.dbapi as adbc
+    from adbc_driver_manager import dbapi as adbc
 
 __all__ = ["SESSION", "Connections"]
 
@@ -73,7 +73,7 @@ class Connections:
             timeout=30,
             name="eventstore",
         )
-        self._adbc_idle: queue.LifoQueue[adbc.Connection] = queue.LifoQueue(max_connections)
+        self._arrow = ArrowConnections(self.url, self._session, max_connections)
 
     def open(self) -> None:
         """Let the pool connect from now on, when it is asked."""
@@ -83,14 +83,7 @@ class Connections:
         """Close every connection."""
         self.pool.close()
         self.engine.dispose()
-        self._close_idle_arrow()
-
-    def _close_idle_arrow(self) -> None:
-        while True:
-            try:
-                self._adbc_idle.get_nowait().close()
-            except queue.Empty:
-                return
+        self._arrow.close()
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
@@ -133,36 +126,13 @@ class Connections:
 
     @contextmanager
     def arrow(self) -> Iterator[adbc.Connection]:
-        """An ADBC connection (autocommit) that answers queries as Arrow batches."""
-        try:
-            conn = self._adbc_idle.get_nowait()
-        except queue.Empty:
-            conn = self._connect_arrow()
-        try:
-            with _reporting_loss():
-                yield conn
-        except BaseException:
-            conn.close()
-            # If the server went away, the idle connections are as dead as this one.
-            self._close_idle_arrow()
-            raise
-        try:
-            self._adbc_idle.put_nowait(conn)
-        except queue.Full:
-            conn.close()
+        """An ADBC connection (autocommit) that answers queries as Arrow batches.
 
-    def _connect_arrow(self) -> adbc.Connection:
-        # Most programs read no events as Arrow; this loads all that could take them, polars where it is.
-        import adbc_driver_postgresql.dbapi as adbc
-
-        try:
-            conn = adbc.connect(self.url, autocommit=True)
-        except adbc_driver_manager.Error as e:
-            raise _away(e) from e
-        with conn.cursor() as cursor:
-            for name, value in self._session.items():
-                cursor.execute(f"SET {name} = '{value}'")
-        return conn
+        Raises:
+            BusyError: Postgres is away.
+        """
+        with _reporting_loss(), self._arrow.connection() as conn:
+            yield conn
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from eventstore.errors import BusyError, SetupError
 from eventstore.model.tenant import check_tenant_id
 
 if TYPE_CHECKING:
-    import adbc_driver_postgresql.dbapi as adbc
+    from adbc_driver_manager import dbapi as adbc
 
 __all__ = [
     "APP_ROLE",
