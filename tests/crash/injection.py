@@ -7,7 +7,8 @@ the name under which the caller looks it up, such as `eventstore.retention.compa
 `when` is one of
   before  killed as the call begins
   after   killed when it has returned, before the caller hears of it
-  sent    only for `psycopg/Connection.wait`: the query has left for the server, its answer is not read
+  sent    only for `psycopg/Connection.wait` and `…/run_together`: the query has left for the server, its
+          answer is not read
 
 Instead of being killed, a process may be stopped there (`halt`): it goes on when it gets SIGCONT.
 """
@@ -99,7 +100,7 @@ def _deadly(
         if hit and when == "before":
             act()
         if hit and when == "sent":
-            _send_and_die(*args)
+            (_query_and_die if wrapped.__name__ == "run_together" else _send_and_die)(*args)
         result = wrapped(*args, **kwargs)
         if hit and when == "after":
             act()
@@ -107,6 +108,14 @@ def _deadly(
 
     assert when in ("before", "after") or (when == "sent" and act is die), when
     return call
+
+
+def _query_and_die(conn: Any, statements: str) -> None:
+    """What `db.statements.run_together` does, up to where it would wait."""
+    conn.pgconn.send_query(statements.encode())
+    while conn.pgconn.flush():
+        select.select([], [conn.fileno()], [])
+    die()
 
 
 def _send_and_die(conn: Any, generator: Generator[Any, Any, Any], *_: Any) -> None:

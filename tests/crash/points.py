@@ -23,14 +23,14 @@ _EXPIRE = "eventstore.retention.expiring"
 _REMOVE = "eventstore.retention.removing/_remove"
 _COMMIT = "psycopg/Connection.commit"
 _WAIT = "psycopg/Connection.wait"
+_TOGETHER = "eventstore.hot.log/run_together"
 
 # One append: the head's lock, a leaf if the window is new, the rows, the head's new values and COMMIT. A few
 # rows go in one query with the last two; many by COPY (header, rows, trailer), which the child is made to
 # use for the points that lie in it.
 APPEND_POINTS = {
     "append-before": "eventstore.hot.append/Appender.append:before:5",
-    "append-lock-sent": "contextlib/_GeneratorContextManager.__enter__>psycopg/Connection.execute>"
-    f"{_WAIT}:sent:5",
+    "append-lock-sent": f"contextlib/_GeneratorContextManager.__enter__>{_TOGETHER}:sent:5",
     "append-locked": f"{_LOG}.__init__:after:5",
     "append-leaf-before": "eventstore.hot.log/create_leaf:before:3",
     "append-leaf-after": "eventstore.hot.log/create_leaf:after:3",
@@ -41,7 +41,7 @@ APPEND_POINTS = {
     "append-copy-last-write": f"{_LOG}._copy>psycopg/Copy.write:after:15",
     "append-copied": f"{_LOG}._copy:after:5",
     "append-commit-before": f"{_LOG}._commit:before:5",
-    "append-commit-sent": f"{_LOG}._commit>{_WAIT}:sent:5",
+    "append-commit-sent": f"{_LOG}._commit>{_TOGETHER}:sent:5",
     "append-commit-after": f"{_LOG}._commit:after:5",
     "append-returned": "eventstore.hot.append/Appender.append:after:5",
 }
@@ -151,10 +151,10 @@ EXPIRY_POINTS = {
 }
 
 # A policy with other windows comes into force with a run: point, the unit afterwards
-_BEGIN = f"{_COMPACTOR}/Compactor._begin"
+_LOOK = f"{_COMPACTOR}/Compactor._look"
 UNIT_POINTS = {
     "unit-before": (f"{_COMPACTOR}/bring_units_into_force:before:1", "hour"),
     "unit-commit-before": (f"{_COMPACTOR}/bring_units_into_force:after:1", "hour"),
-    "unit-commit-sent": (f"{_BEGIN}>{_COMMIT}>{_WAIT}:sent:4", "day"),
-    "unit-commit-after": (f"{_BEGIN}>{_COMMIT}:after:4", "day"),
+    "unit-commit-sent": (f"{_LOOK}>{_COMMIT}>{_WAIT}:sent:1", "day"),
+    "unit-commit-after": (f"{_LOOK}>{_COMMIT}:after:1", "day"),
 }
