@@ -1,9 +1,9 @@
 """ADBC connections to one database, kept for reuse.
 
 Before its first connection the driver reads all columns of all tables of the database, to know their types as
-rows: with 5,000 tenants that takes 4 s and more (https://github.com/apache/arrow-adbc/issues/1755). We ask for
-columns of built-in types only, which are the same in every database of a server. So the driver is shown the
-one that every server has and that holds nothing, and is told of ours afterwards.
+rows: with 5,000 tenants that takes 4 s and more (https://github.com/apache/arrow-adbc/issues/1755). We ask
+for columns of built-in types only, which are the same in every database of a server. So the driver is shown
+the one that every server has and that holds nothing, and is told of ours afterwards.
 """
 
 from __future__ import annotations
