@@ -4,7 +4,7 @@ At every step every event is there exactly once, hot, in one target, or under a 
 respected, certificates chained, and the hot tier is within policy. `ten_years_judge` judges.
 
 The real histories are looked for as `test_real_histories` does, and that test is skipped without them. By
-default it takes a whole history and a part of another, and visits every 120th day, and each day where
+default it takes a whole history and a part of another, and visits every sixtieth day, and each day where
 something happens; with FULL=1 it takes all six, and every day. The same show over a small generated history
 always runs.
 """
@@ -341,4 +341,4 @@ def test_ten_years_of_real_histories(live: Live) -> None:
         History("flask", real("flask", half_a_year_before_us), POLICIES["flask"]),
         History("terraform", other, POLICIES["terraform"]),
     ]
-    Show(live(TEN_YEARS, histories), TEN_YEARS, stride=120, deep_days=1200).run()
+    Show(live(TEN_YEARS, histories), TEN_YEARS, stride=60, deep_days=1200).run()
