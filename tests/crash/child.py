@@ -76,6 +76,8 @@ class Acks:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read()
+            # What is being written at this moment may be seen in part.
+            data = data[: data.rfind(b"\n") + 1]
             for line in data.decode().splitlines():
                 tenant, seq, event_id = line.split()
                 self.events.setdefault(tenant, []).append((int(seq), bytes.fromhex(event_id)))
